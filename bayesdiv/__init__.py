@@ -1,0 +1,1 @@
+"""Bayesian inference with the divergence chosen by name."""

@@ -1,0 +1,74 @@
+"""What torch and JAX arrays both need and the array standard lacks.
+
+Functions here infer the library from their arguments, so that mathematics is written once. Neither
+torch nor JAX is imported unless an array of that library was passed.
+"""
+
+import math
+from typing import Any
+
+from array_api_compat import array_namespace, is_jax_array, is_torch_array
+
+Array = Any
+"""A ``torch.Tensor`` or a ``jax.Array``."""
+
+__all__ = [
+    "Array",
+    "array_namespace",
+    "as_array_like",
+    "clip",
+    "is_jax_array",
+    "is_torch_array",
+    "log_mean_exp",
+    "logsumexp",
+    "softmax",
+    "softplus",
+    "stop_gradient",
+]
+
+
+def stop_gradient(x: Array) -> Array:
+    """``x`` as a constant of differentiation."""
+    if is_torch_array(x):
+        return x.detach()
+    import jax
+
+    return jax.lax.stop_gradient(x)
+
+
+def softplus(x: Array) -> Array:
+    """log(1 + eˣ), exact in both tails."""
+    xp = array_namespace(x)
+    return xp.logaddexp(x, xp.zeros_like(x))
+
+
+def logsumexp(x: Array, axis: int | tuple[int, ...] = 0, *, keepdims: bool = False) -> Array:
+    """log Σ eˣ over ``axis``; −inf where every entry is −inf."""
+    if is_torch_array(x):
+        return x.logsumexp(axis, keepdim=keepdims)
+    import jax.scipy.special
+
+    return jax.scipy.special.logsumexp(x, axis=axis, keepdims=keepdims)
+
+
+def log_mean_exp(x: Array, axis: int = 0) -> Array:
+    """log of the mean of eˣ over ``axis``."""
+    return logsumexp(x, axis) - math.log(x.shape[axis])
+
+
+def softmax(x: Array, axis: int = 0) -> Array:
+    """Normalised eˣ over ``axis``."""
+    return array_namespace(x).exp(x - logsumexp(x, axis, keepdims=True))
+
+
+def clip(x: Array, low: float, high: float) -> Array:
+    """``x`` limited to [low, high]; NaN stays NaN."""
+    return array_namespace(x).clip(x, low, high)
+
+
+def as_array_like(value: Any, like: Array) -> Array:
+    """``value`` as an array of the library, dtype and device of ``like``."""
+    xp = array_namespace(like)
+    if is_torch_array(like):
+        return xp.asarray(value, dtype=like.dtype, device=like.device)
+    return xp.asarray(value, dtype=like.dtype)
