@@ -1,0 +1,46 @@
+"""What every test stands on: float64 in JAX, one thread, fixed seeds, no window."""
+
+import os
+import random
+import sys
+from collections.abc import Iterator
+
+# Read by the libraries when they are first imported, hence before the imports below.
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
+os.environ["MPLBACKEND"] = "Agg"
+
+import jax
+import numpy as np
+import pytest
+import torch
+from helpers import BACKENDS
+from hypothesis import settings
+
+jax.config.update("jax_enable_x64", True)
+torch.set_num_threads(1)
+settings.register_profile("bayesdiv", derandomize=True, deadline=None, print_blob=True)
+settings.load_profile("bayesdiv")
+
+
+# Session scope, although it holds only a word: Hypothesis refuses function-scoped fixtures.
+@pytest.fixture(scope="session", params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """``"torch"``, then ``"jax"``: a test that takes it runs once on each."""
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def same_start() -> Iterator[None]:
+    """Seed every global generator, and empty Pyro's parameter store, before each test."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - the hosts and scikit-learn draw from the global generator
+    torch.manual_seed(0)
+    if "pyro" in sys.modules:
+        sys.modules["pyro"].clear_param_store()
+    default_dtype = torch.get_default_dtype()
+    yield
+    torch.set_default_dtype(default_dtype)
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
