@@ -1,0 +1,40 @@
+"""Divergences between a target p and an approximation q, on torch and JAX arrays alike."""
+
+from bayesdiv.divergences._algebra import GeneralizedJensenShannon, Reversed, WeightedSum
+from bayesdiv.divergences._base import FDivergence
+from bayesdiv.divergences._custom import CustomDivergence
+from bayesdiv.divergences._members import (
+    Alpha,
+    ForwardKL,
+    Jeffreys,
+    JensenShannon,
+    NeymanChi2,
+    PearsonChi2,
+    ReverseKL,
+    SoftenedReverseKL,
+    SquaredHellinger,
+    TotalVariation,
+)
+from bayesdiv.divergences._registry import get_divergence, list_divergences
+from bayesdiv.divergences._two_sample import TwoSampleDivergence
+
+__all__ = [
+    "Alpha",
+    "CustomDivergence",
+    "FDivergence",
+    "ForwardKL",
+    "GeneralizedJensenShannon",
+    "Jeffreys",
+    "JensenShannon",
+    "NeymanChi2",
+    "PearsonChi2",
+    "Reversed",
+    "ReverseKL",
+    "SoftenedReverseKL",
+    "SquaredHellinger",
+    "TotalVariation",
+    "TwoSampleDivergence",
+    "WeightedSum",
+    "get_divergence",
+    "list_divergences",
+]
