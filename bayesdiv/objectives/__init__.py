@@ -1,0 +1,36 @@
+"""Objectives: from log-weights or samples to a surrogate, a value and diagnostics."""
+
+from bayesdiv.objectives._bounds import RenyiBound, TailAdaptive, importance_weighted
+from bayesdiv.objectives._estimate import Estimate, estimate
+from bayesdiv.objectives._normalizer import (
+    GivenNormalizer,
+    RunningNormalizer,
+    RunningNormalizerState,
+    SelfNormalizer,
+)
+from bayesdiv.objectives._pareto import pareto_k
+from bayesdiv.objectives._settings import (
+    ObjectiveSettings,
+    get_objective,
+    is_two_sample,
+    linear_schedule,
+    list_objectives,
+)
+
+__all__ = [
+    "Estimate",
+    "GivenNormalizer",
+    "ObjectiveSettings",
+    "RenyiBound",
+    "RunningNormalizer",
+    "RunningNormalizerState",
+    "SelfNormalizer",
+    "TailAdaptive",
+    "estimate",
+    "get_objective",
+    "importance_weighted",
+    "is_two_sample",
+    "linear_schedule",
+    "list_objectives",
+    "pareto_k",
+]
