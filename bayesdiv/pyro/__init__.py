@@ -1,0 +1,5 @@
+"""Objectives by name for Pyro: ``objective`` goes wherever ``Trace_ELBO()`` goes."""
+
+from bayesdiv.pyro._objective import DivergenceELBO, objective
+
+__all__ = ["DivergenceELBO", "objective"]
