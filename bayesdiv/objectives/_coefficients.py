@@ -118,10 +118,9 @@ def _(
 ) -> Coefficients:
     xp = array_namespace(log_weight)
     count = log_weight.shape[0]
-    # The rank of w_k is the number of particles at least as large, 1 for the largest. Two argsorts,
-    # not one: the first gives the particle at each rank, the second the rank of each particle.
-    order = xp.argsort(-log_weight, axis=0)
-    rank = xp.astype(xp.argsort(order, axis=0), log_weight.dtype) + 1.0
+    # The rank of w_k is the number of particles at least as large, so that equal weights share one.
+    at_least = xp.astype(log_weight[None] >= log_weight[:, None], log_weight.dtype)
+    rank = xp.sum(at_least, axis=1)
     weight = count * softmax(rule.exponent * xp.log(rank / count), axis=0)
     return Coefficients(-xp.mean(log_weight, axis=0), weight, None)
 
