@@ -8,11 +8,11 @@ from bayesdiv._array import Array, array_namespace, is_torch_array
 def elementwise_derivative(function: Callable[[Array], Array], x: Array) -> Array:
     """dφ/dx for an elementwise φ, any shape; differentiable again.
 
-    Forward mode, which keeps the shape and composes with the caller's backward pass.
+    Reverse mode, also where torch records no gradients; torch's forward mode warns on first use.
     """
-    direction = array_namespace(x).ones_like(x)
     if is_torch_array(x):
-        from torch.func import jvp
+        from torch.func import vjp
     else:
-        from jax import jvp
-    return jvp(function, (x,), (direction,))[1]
+        from jax import vjp
+    value, pull_back = vjp(function, x)
+    return pull_back(array_namespace(x).ones_like(value))[0]
