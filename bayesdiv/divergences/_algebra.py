@@ -7,9 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bayesdiv._array import Array, array_namespace, logsumexp
+from bayesdiv._array import Array, array_namespace, clip, logsumexp
 from bayesdiv.divergences._base import FDivergence
 from bayesdiv.divergences._checks import is_concrete_number, require_finite
+from bayesdiv.divergences._numeric import (
+    guard_limits,
+    guard_overflow,
+    largest_exponent,
+    log_mixture,
+)
+
+
+def _power_limit(exponent: Any) -> float:
+    """log of the limit of v^exponent as v → ∞; 0 where the exponent is not known yet."""
+    if not is_concrete_number(exponent) or exponent == 0:
+        return 0.0
+    return math.copysign(math.inf, exponent)
 
 
 @dataclass(frozen=True)
@@ -43,13 +56,36 @@ class Reversed(FDivergence):
         return self.base.second_derivative_at_one
 
     def generator(self, log_ratio: Array) -> Array:
-        return array_namespace(log_ratio).exp(log_ratio) * self.base.generator(-log_ratio)
+        xp = array_namespace(log_ratio)
+        zeros = xp.zeros_like(log_ratio)
+        large = log_ratio > 0.0
+        absent = log_ratio == -math.inf
+        # For u > 1 the definition, u f(1/u). Below, f'(v) − (v f'(v) − f(v))/v at v = 1/u, as f(v)
+        # may overflow where its quotient by v does not; the quotient vanishes where v overflows.
+        above = guard_overflow(
+            lambda x: xp.exp(x) * self.base.generator(-x), xp.where(large, log_ratio, zeros)
+        )
+        low = xp.where(large | absent, zeros, log_ratio)
+        vanishing = -low > largest_exponent(log_ratio)
+        finite = xp.where(vanishing, zeros, low)
+        quotient = xp.exp(finite) * self.base.pseudo_reward(-finite)
+        below = self.base.derivative(-low) - xp.where(vanishing, zeros, quotient)
+        value = xp.where(large, above, below)
+        return xp.where(absent, zeros + self.value_at_zero, value)
 
     def derivative(self, log_ratio: Array) -> Array:
         return -self.base.pseudo_reward(-log_ratio)
 
     def log_path_weight(self, log_ratio: Array) -> Array:
-        return log_ratio + self.base.log_path_weight(-log_ratio)
+        xp = array_namespace(log_ratio)
+        # At infinite l the sum may be ∞ − ∞: the power law of that tail decides, and where it is
+        # constant the largest finite exponent has reached it.
+        limit = largest_exponent(log_ratio)
+        finite = clip(log_ratio, -limit, limit)
+        weight = finite + self.base.log_path_weight(-finite)
+        at_zero, at_infinity = self.tail_exponents or (0.0, 0.0)
+        weight = xp.where(log_ratio == -math.inf, weight + _power_limit(-at_zero), weight)
+        return xp.where(log_ratio == math.inf, weight + _power_limit(at_infinity), weight)
 
     def pseudo_reward(self, log_ratio: Array) -> Array:
         return -self.base.derivative(-log_ratio)
@@ -116,13 +152,12 @@ class WeightedSum(FDivergence):
     def pseudo_reward(self, log_ratio: Array) -> Array:
         return self._sum([member.pseudo_reward(log_ratio) for _, member in self.terms])
 
+    def path_weight(self, log_ratio: Array) -> Array:
+        return self._sum([member.path_weight(log_ratio) for _, member in self.terms])
+
     def log_path_weight(self, log_ratio: Array) -> Array:
         xp = array_namespace(log_ratio)
-        logs = [
-            member.log_path_weight(log_ratio)
-            + (math.log(weight) if is_concrete_number(weight) else xp.log(weight))
-            for weight, member in self.terms
-        ]
+        logs = [member.log_path_weight(log_ratio) + _log(weight) for weight, member in self.terms]
         return logs[0] if len(logs) == 1 else logsumexp(xp.stack(logs), axis=0)
 
     def reversed(self) -> FDivergence:
@@ -137,10 +172,21 @@ def combine(terms: Sequence[tuple[Any, FDivergence]]) -> WeightedSum:
             flat.extend((weight * inner, part) for inner, part in member.terms)
         else:
             flat.append((weight, member))
-    merged: dict[FDivergence, Any] = {}
+    merged: dict[Any, tuple[Any, FDivergence]] = {}
     for weight, member in flat:
-        merged[member] = merged[member] + weight if member in merged else weight
-    return WeightedSum(tuple((weight, member) for member, weight in merged.items()))
+        # A member with a traced order or weight is equal to nothing but itself.
+        key = member if _is_hashable(member) else id(member)
+        total = merged[key][0] + weight if key in merged else weight
+        merged[key] = (total, member)
+    return WeightedSum(tuple(merged.values()))
+
+
+def _is_hashable(member: FDivergence) -> bool:
+    try:
+        hash(member)
+    except TypeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -168,59 +214,54 @@ class GeneralizedJensenShannon(FDivergence):
 
     tail_exponents = (1.0, 0.0)
 
-    def _logs(self, like: Array) -> tuple[Any, Any]:
-        if is_concrete_number(self.weight):
-            return math.log(self.weight), math.log1p(-self.weight)
-        xp = array_namespace(like)
-        return xp.log(self.weight), xp.log1p(-self.weight)
-
-    def _log_mixture(self, log_ratio: Array) -> Array:
-        """log(m/q)."""
-        log_w, log_rest = self._logs(log_ratio)
-        xp = array_namespace(log_ratio)
-        return xp.logaddexp(log_ratio + log_w, xp.zeros_like(log_ratio) + log_rest)
-
     @property
     def value_at_zero(self) -> Any:
-        return -(1.0 - self.weight) * math.log1p(-self.weight)
+        return -(1.0 - self.weight) * _log(1.0 - self.weight)
 
     @property
     def slope_at_infinity(self) -> Any:
-        return -self.weight * math.log(self.weight)
+        return -self.weight * _log(self.weight)
 
     @property
     def second_derivative_at_one(self) -> Any:
         return self.weight * (1.0 - self.weight)
 
+    def _log_share(self, log_ratio: Array) -> Array:
+        """log(m/p)."""
+        return log_mixture(-log_ratio, 1.0 - self.weight)
+
     def derivative(self, log_ratio: Array) -> Array:
-        log_w, log_rest = self._logs(log_ratio)
-        xp = array_namespace(log_ratio)
-        # log(u/m) without the difference of two large numbers.
-        return -self.weight * xp.logaddexp(xp.zeros_like(log_ratio) + log_w, log_rest - log_ratio)
+        return -self.weight * self._log_share(log_ratio)
 
     def pseudo_reward(self, log_ratio: Array) -> Array:
-        return (1.0 - self.weight) * self._log_mixture(log_ratio)
+        return (1.0 - self.weight) * log_mixture(log_ratio, self.weight)
 
     def generator(self, log_ratio: Array) -> Array:
-        xp = array_namespace(log_ratio)
-        rise = xp.exp(log_ratio) * self.derivative(log_ratio)
-        rise = xp.where(log_ratio == -math.inf, xp.zeros_like(rise), rise)
-        return rise - self.pseudo_reward(log_ratio)
+        exp = array_namespace(log_ratio).exp
+        return guard_limits(
+            lambda x: exp(x) * self.derivative(x) - self.pseudo_reward(x),
+            log_ratio,
+            self.value_at_zero,
+        )
 
     def log_path_weight(self, log_ratio: Array) -> Array:
-        log_w, log_rest = self._logs(log_ratio)
-        xp = array_namespace(log_ratio)
-        share = xp.logaddexp(xp.zeros_like(log_ratio) + log_w, log_rest - log_ratio)
-        return log_w + log_rest - share
+        log_curvature = _log(self.weight) + _log(1.0 - self.weight)
+        return log_curvature - self._log_share(log_ratio)
 
     def conjugate(self, t: Array) -> Array:
         xp = array_namespace(t)
-        log_w, log_rest = self._logs(t)
-        exponent = log_w + t / self.weight
+        rest = 1.0 - self.weight
+        exponent = t / self.weight + _log(self.weight)
         inside = exponent < 0.0
-        safe = xp.where(inside, exponent, xp.full_like(t, -1.0))
-        value = (1.0 - self.weight) * (log_rest - xp.log(-xp.expm1(safe)))
+        safe = xp.where(inside, t / self.weight, xp.zeros_like(t))
+        # log((1 − w)/(1 − w e^{t/w})), whose argument is 1 at t = 0.
+        value = -rest * xp.log1p(-self.weight / rest * xp.expm1(safe))
         return xp.where(inside, value, xp.full_like(t, math.inf))
 
     def reversed(self) -> FDivergence:
         return GeneralizedJensenShannon(1.0 - self.weight)
+
+
+def _log(number: Any) -> Any:
+    """log of a number or of an array, traced or not."""
+    return math.log(number) if is_concrete_number(number) else array_namespace(number).log(number)

@@ -5,25 +5,31 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
-from bayesdiv._array import Array, array_namespace
+from bayesdiv._array import Array, array_namespace, clip, stop_gradient
 from bayesdiv.divergences._autodiff import elementwise_derivative
 from bayesdiv.divergences._base import FDivergence
+from bayesdiv.divergences._numeric import guard_limits, largest_exponent, log_ratio_limit
 from bayesdiv.divergences._probe import evaluate_on_numbers
 
 _GRID = np.linspace(-8.0, 8.0, 161)
+_FAR, _NEAR = (170.0, 340.0), (20.0, 40.0)
 
 
 @dataclass(frozen=True)
 class CustomDivergence(FDivergence):
     r"""D(p‖q) = E_q[f(u)] for a convex f with f(1) = 0 that you supply.
 
-    With g(l) = f(eˡ) and l = log u the other functions follow by automatic differentiation, in torch
-    or JAX: f' = g' e⁻ˡ, pseudo_reward = g' − g, path_weight = g'' − g'. The line f'(1)(u − 1) is
-    subtracted, which leaves D as it is and makes every term of it non-negative.
+    The other functions follow by automatic differentiation, in torch or JAX: of f in u, or, with
+    ``log_space=True``, of g(l) = f(eˡ) in l = log u, where f' = g' e⁻ˡ, pseudo_reward = g' − g and
+    path_weight = g'' − g'. The line f'(1)(u − 1) is subtracted, which leaves D as it is and makes
+    every term of it non-negative; leave linear terms out of f, as −log u rather than u − 1 − log u,
+    since at large u they cancel up to rounding only. Weights are those at
+    :func:`log_ratio_limit` where |l| is larger, as u² would overflow.
 
     Parameters
     ----------
@@ -100,28 +106,61 @@ class CustomDivergence(FDivergence):
             return self.function(log_ratio)
         return self.function(array_namespace(log_ratio).exp(log_ratio))
 
-    def _slope(self, log_ratio: Array) -> Array:
-        return elementwise_derivative(self._composed, log_ratio)
+    def _raw_derivative(self, log_ratio: Array) -> Array:
+        """f'(u) before the line is subtracted."""
+        xp = array_namespace(log_ratio)
+        if self.log_space:
+            return elementwise_derivative(self.function, log_ratio) * xp.exp(-log_ratio)
+        return elementwise_derivative(self.function, xp.exp(log_ratio))
 
     def _slope_at_one(self, like: Array) -> Array:
-        return self._slope(array_namespace(like).zeros_like(like[..., :1] if like.ndim else like))
+        return self._raw_derivative(_single(like, 0.0))
+
+    def _finite(self, log_ratio: Array) -> Array:
+        limit = log_ratio_limit(log_ratio)
+        return clip(log_ratio, -limit, limit)
 
     def generator(self, log_ratio: Array) -> Array:
-        line = array_namespace(log_ratio).expm1(log_ratio) * self._slope_at_one(log_ratio)
-        return self._composed(log_ratio) - line
+        return guard_limits(self._extended_generator, log_ratio, self.value_at_zero)
+
+    def _extended_generator(self, log_ratio: Array) -> Array:
+        """f(u), continued below the smallest u of the number format along its tangent in log u."""
+        xp = array_namespace(log_ratio)
+        line = xp.expm1(log_ratio) * self._slope_at_one(log_ratio)
+        if self.log_space:
+            return self.function(log_ratio) - line
+        edge = 1.0 - largest_exponent(log_ratio)
+        inside = xp.where(log_ratio < edge, xp.full_like(log_ratio, edge), log_ratio)
+        at_edge = _single(log_ratio, edge)
+        tangent = xp.exp(at_edge) * self._raw_derivative(at_edge)
+        return self._composed(inside) - line + _fixed_slope(tangent) * (log_ratio - inside)
 
     def derivative(self, log_ratio: Array) -> Array:
-        falling = array_namespace(log_ratio).exp(-log_ratio)
-        return self._slope(log_ratio) * falling - self._slope_at_one(log_ratio)
+        slope_at_one = self._slope_at_one(log_ratio)
+        return self._raw_derivative(self._finite(log_ratio)) - slope_at_one
 
     def pseudo_reward(self, log_ratio: Array) -> Array:
+        xp = array_namespace(log_ratio)
+        finite = self._finite(log_ratio)
         # u f' − f of the line a (u − 1) is the constant a.
-        slope_at_one = self._slope_at_one(log_ratio)
-        return self._slope(log_ratio) - self._composed(log_ratio) - slope_at_one
+        rise = xp.exp(finite) * self._raw_derivative(finite)
+        value = rise - self._composed(finite) - self._slope_at_one(log_ratio)
+        # Below the cut along the tangent, whose slope is the path weight.
+        absent = log_ratio == -math.inf
+        below = xp.where(absent | (log_ratio > finite), finite, log_ratio) - finite
+        at_edge = _single(log_ratio, -log_ratio_limit(log_ratio))
+        value = value + _fixed_slope(self.path_weight(at_edge)) * below
+        return xp.where(absent, xp.full_like(value, -self.value_at_zero), value)
 
     def path_weight(self, log_ratio: Array) -> Array:
-        curvature = elementwise_derivative(self._slope, log_ratio)
-        return curvature - self._slope(log_ratio)
+        xp = array_namespace(log_ratio)
+        finite = self._finite(log_ratio)
+        if self.log_space:
+            slope = partial(elementwise_derivative, self.function)
+            return elementwise_derivative(slope, finite) - slope(finite)
+        u = xp.exp(finite)
+        curvature = elementwise_derivative(partial(elementwise_derivative, self.function), u)
+        return u * (u * curvature)
 
     def log_path_weight(self, log_ratio: Array) -> Array:
         xp = array_namespace(log_ratio)
@@ -130,26 +169,47 @@ class CustomDivergence(FDivergence):
         return xp.log(xp.clip(weight, tiny, None))
 
     def _limit(self, tail: Callable[[np.ndarray], np.ndarray]) -> float:
-        """The limit of ``tail`` at large arguments; +∞ unless it has settled by e²⁰."""
-        near, far = tail(np.asarray([20.0, 40.0]))
-        return float(far) if abs(far - near) < 1e-4 * (1.0 + abs(far)) else math.inf
+        """The limit of ``tail`` at large arguments; +∞ unless it has settled."""
+        # The nearer pair serves functions that compute in single precision.
+        for points in (_FAR, _NEAR):
+            first, last = tail(np.asarray(points))
+            if np.isfinite(last):
+                break
+        settled = abs(last - first) < 1e-4 * (1.0 + abs(last))
+        return float(last) if settled else math.inf
 
-    @property
-    def _numeric_slope_at_one(self) -> float:
-        step = 1e-4
-        low, high = self._numbers(np.asarray([-step, step]))
-        return float((high - low) / (2.0 * step))
+    @cached_property
+    def _central_differences(self) -> tuple[float, float]:
+        """First and second derivative of f(eˡ) at l = 0, from five points."""
+        step = 1e-2
+        far_low, low, centre, high, far_high = self._numbers(step * np.arange(-2.0, 3.0))
+        slope = (8.0 * (high - low) - (far_high - far_low)) / (12.0 * step)
+        curvature = (16.0 * (high + low) - (far_high + far_low) - 30.0 * centre) / (12.0 * step**2)
+        return float(slope), float(curvature)
 
-    @property
+    @cached_property
     def value_at_zero(self) -> Any:
-        return self._limit(lambda x: self._numbers(-x) + self._numeric_slope_at_one)
+        slope, _ = self._central_differences
+        return self._limit(lambda x: self._numbers(-x) + slope)
 
-    @property
+    @cached_property
     def slope_at_infinity(self) -> Any:
-        return self._limit(lambda x: self._numbers(x) * np.exp(-x) - self._numeric_slope_at_one)
+        slope, _ = self._central_differences
+        return self._limit(lambda x: self._numbers(x) * np.exp(-x) - slope)
 
-    @property
+    @cached_property
     def second_derivative_at_one(self) -> Any:
-        step = 1e-3
-        low, centre, high = self._numbers(np.log1p(np.asarray([-step, 0.0, step])))
-        return float((high - 2.0 * centre + low) / step**2)
+        slope, curvature = self._central_differences
+        return curvature - slope
+
+
+def _single(like: Array, value: float) -> Array:
+    """One ``value`` that broadcasts against ``like``."""
+    one = like[..., :1] if like.ndim else like
+    return array_namespace(like).full_like(one, value)
+
+
+def _fixed_slope(slope: Array) -> Array:
+    """``slope`` as a constant, finite so that its product with zero is zero."""
+    largest = math.exp(0.5 * largest_exponent(slope))
+    return clip(stop_gradient(slope), -largest, largest)

@@ -7,6 +7,12 @@ from typing import Any, ClassVar
 from bayesdiv._array import Array, array_namespace, softplus
 from bayesdiv.divergences._base import FDivergence
 from bayesdiv.divergences._checks import is_concrete_number, require_finite
+from bayesdiv.divergences._numeric import (
+    guard_limits,
+    guard_overflow,
+    largest_exponent,
+    log_mixture,
+)
 
 _LOG_2 = math.log(2.0)
 _INFINITY = math.inf
@@ -23,7 +29,8 @@ class ReverseKL(FDivergence):
     needs_normalizer = False
 
     def generator(self, log_ratio: Array) -> Array:
-        return array_namespace(log_ratio).expm1(log_ratio) - log_ratio
+        expm1 = array_namespace(log_ratio).expm1
+        return guard_overflow(lambda x: expm1(x) - x, log_ratio)
 
     def derivative(self, log_ratio: Array) -> Array:
         return -array_namespace(log_ratio).expm1(-log_ratio)
@@ -55,9 +62,7 @@ class ForwardKL(FDivergence):
 
     def generator(self, log_ratio: Array) -> Array:
         xp = array_namespace(log_ratio)
-        # u log u is 0 at u = 0, where the product alone would be 0 · (−∞).
-        finite = xp.where(xp.isinf(log_ratio), xp.zeros_like(log_ratio), log_ratio)
-        return xp.exp(log_ratio) * finite - xp.expm1(log_ratio)
+        return guard_limits(lambda x: xp.exp(x) * x - xp.expm1(x), log_ratio, self.value_at_zero)
 
     def derivative(self, log_ratio: Array) -> Array:
         return log_ratio
@@ -85,27 +90,28 @@ class JensenShannon(FDivergence):
     second_derivative_at_one = 0.25
 
     def generator(self, log_ratio: Array) -> Array:
-        xp = array_namespace(log_ratio)
-        rise = xp.exp(log_ratio) * (_LOG_2 - softplus(-log_ratio))
-        # exp(−∞) (log 2 − ∞) is 0 in the limit.
-        rise = xp.where(log_ratio == -_INFINITY, xp.zeros_like(rise), rise)
-        return 0.5 * (rise + _LOG_2 - softplus(log_ratio))
+        exp = array_namespace(log_ratio).exp
+        return guard_limits(
+            lambda x: -0.5 * (exp(x) * log_mixture(-x) + log_mixture(x)),
+            log_ratio,
+            self.value_at_zero,
+        )
 
     def derivative(self, log_ratio: Array) -> Array:
-        return 0.5 * (_LOG_2 - softplus(-log_ratio))
+        return -0.5 * log_mixture(-log_ratio)
 
     def conjugate(self, t: Array) -> Array:
         xp = array_namespace(t)
         inside = t < 0.5 * _LOG_2
         safe = xp.where(inside, t, xp.zeros_like(t))
-        value = -0.5 * xp.log(2.0 - xp.exp(2.0 * safe))
+        value = -0.5 * xp.log1p(-xp.expm1(2.0 * safe))
         return xp.where(inside, value, xp.full_like(t, _INFINITY))
 
     def log_path_weight(self, log_ratio: Array) -> Array:
         return -softplus(-log_ratio) - _LOG_2
 
     def pseudo_reward(self, log_ratio: Array) -> Array:
-        return 0.5 * (softplus(log_ratio) - _LOG_2)
+        return 0.5 * log_mixture(log_ratio)
 
     def reversed(self) -> FDivergence:
         return self
@@ -182,8 +188,8 @@ class NeymanChi2(FDivergence):
     second_derivative_at_one = 2.0
 
     def generator(self, log_ratio: Array) -> Array:
-        xp = array_namespace(log_ratio)
-        return xp.expm1(log_ratio) + xp.expm1(-log_ratio)
+        expm1 = array_namespace(log_ratio).expm1
+        return expm1(log_ratio) + expm1(-log_ratio)
 
     def derivative(self, log_ratio: Array) -> Array:
         return -array_namespace(log_ratio).expm1(-2.0 * log_ratio)
@@ -214,7 +220,8 @@ class Jeffreys(FDivergence):
     second_derivative_at_one = 2.0
 
     def generator(self, log_ratio: Array) -> Array:
-        return array_namespace(log_ratio).expm1(log_ratio) * log_ratio
+        expm1 = array_namespace(log_ratio).expm1
+        return guard_limits(lambda x: expm1(x) * x, log_ratio, self.value_at_zero)
 
     def derivative(self, log_ratio: Array) -> Array:
         return log_ratio - array_namespace(log_ratio).expm1(-log_ratio)
@@ -240,17 +247,21 @@ class SoftenedReverseKL(FDivergence):
 
     def generator(self, log_ratio: Array) -> Array:
         xp = array_namespace(log_ratio)
-        log_half_sum = softplus(-log_ratio) - _LOG_2
-        return (xp.exp(log_ratio) + 1.0) * log_half_sum + xp.expm1(log_ratio)
+        return guard_limits(
+            lambda x: (xp.exp(x) + 1.0) * log_mixture(-x) + xp.expm1(x),
+            log_ratio,
+            self.value_at_zero,
+        )
 
     def derivative(self, log_ratio: Array) -> Array:
-        return softplus(-log_ratio) - _LOG_2 - array_namespace(log_ratio).expm1(-log_ratio)
+        expm1 = array_namespace(log_ratio).expm1
+        return -guard_overflow(lambda x: expm1(x) - log_mixture(x), -log_ratio)
 
     def log_path_weight(self, log_ratio: Array) -> Array:
         return -softplus(log_ratio)
 
     def pseudo_reward(self, log_ratio: Array) -> Array:
-        return _LOG_2 - softplus(-log_ratio)
+        return -log_mixture(-log_ratio)
 
 
 @dataclass(frozen=True)
@@ -281,19 +292,41 @@ class Alpha(FDivergence):
     def tail_exponents(self) -> tuple[float, float] | None:
         return (self.order, self.order)
 
+    def _where_order(self, positive: Any, value: Any, other: Any) -> Any:
+        """``value`` where the number ``positive`` is above 0, for settled and for traced orders."""
+        if is_concrete_number(positive):
+            return value if positive > 0 else other
+        xp = array_namespace(positive)
+        return xp.where(positive > 0, value, xp.full_like(positive, other))
+
     @property
     def value_at_zero(self) -> Any:
-        return 1.0 / self.order if self.order > 0 else _INFINITY
+        return self._where_order(self.order, 1.0 / self.order, _INFINITY)
 
     @property
     def slope_at_infinity(self) -> Any:
-        return 1.0 / (1.0 - self.order) if self.order < 1 else _INFINITY
+        return self._where_order(1.0 - self.order, 1.0 / (1.0 - self.order), _INFINITY)
 
     second_derivative_at_one = 1.0
 
     def generator(self, log_ratio: Array) -> Array:
         xp, a = array_namespace(log_ratio), self.order
-        return (xp.expm1(a * log_ratio) - a * xp.expm1(log_ratio)) / (a * (a - 1.0))
+        b = a - 1.0
+        # f or u overflows with the larger of the exponents a l and l.
+        exponent = xp.where(a * log_ratio > log_ratio, a * log_ratio, log_ratio)
+        over = exponent > largest_exponent(log_ratio)
+        safe = xp.where(over, xp.zeros_like(log_ratio), log_ratio)
+        absent = safe == -_INFINITY
+        safe = xp.where(absent, xp.zeros_like(log_ratio), safe)
+        # f = u f' − (u f' − f) keeps its digits at orders near 0 and 1, where the two parts tend to
+        # those of the KL divergences. In u f' = (u^a − u)/b the difference cancels for small b l.
+        near = xp.abs(b * safe) < 1.0
+        short = xp.where(near, safe, xp.zeros_like(safe))
+        product = xp.exp(short) * xp.expm1(b * short)
+        rise = xp.where(near, product, xp.exp(a * safe) - xp.exp(safe)) / b
+        value = rise - xp.expm1(a * safe) / a
+        value = xp.where(absent, xp.zeros_like(value) + self.value_at_zero, value)
+        return xp.where(over, xp.exp(exponent), value)
 
     def derivative(self, log_ratio: Array) -> Array:
         xp, b = array_namespace(log_ratio), self.order - 1.0
@@ -306,8 +339,8 @@ class Alpha(FDivergence):
         value = xp.expm1(a / (a - 1.0) * xp.log1p(xp.where(inside, base, xp.zeros_like(t)))) / a
         # The formula ends where u would leave (0, ∞): above the slope at infinity for a < 1,
         # below f'(0) for a > 1.
-        outside = xp.full_like(t, _INFINITY) if a < 1 else xp.full_like(t, -1.0) / a
-        return xp.where(inside, value, outside)
+        outside = self._where_order(1.0 - a, _INFINITY, -1.0 / a)
+        return xp.where(inside, value, xp.zeros_like(t) + outside)
 
     def log_path_weight(self, log_ratio: Array) -> Array:
         return self.order * log_ratio
@@ -368,6 +401,11 @@ _RANKED = sorted(
 )
 
 
-def rank_of_tails(tail_exponents: tuple[float, float]) -> int:
-    """Position of a pair of tail exponents among the named members, 1 for most mode seeking."""
+def rank_of_tails(tail_exponents: tuple[Any, Any]) -> int | None:
+    """Position of a pair of tail exponents among the named members, 1 for most mode seeking.
+
+    None for exponents that cannot be compared yet (a traced order).
+    """
+    if not all(map(is_concrete_number, tail_exponents)):
+        return None
     return 1 + sum(tails < tail_exponents[::-1] for tails in _RANKED)
