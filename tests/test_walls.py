@@ -13,7 +13,7 @@ INSTALLED = ("bayesdiv", "models", "inference")
 # Files that choose a backend inside a function, each with the reason why it cannot be elsewhere.
 MAY_DEFER = {
     "bayesdiv/_array.py": "JAX has no method for what it does, and torch has no function for it",
-    "bayesdiv/divergences/_autodiff.py": "forward-mode derivatives are each library's own",
+    "bayesdiv/divergences/_autodiff.py": "derivatives are each library's own",
     "bayesdiv/divergences/_control.py": "loops and inner gradients are Python or transformations",
     "bayesdiv/divergences/_probe.py": "a user's generator may accept only one of the libraries",
     "bayesdiv/divergences/_random.py": "generators and keys are each library's own",
