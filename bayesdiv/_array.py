@@ -17,6 +17,7 @@ __all__ = [
     "array_namespace",
     "as_array_like",
     "clip",
+    "identity_like",
     "is_jax_array",
     "is_torch_array",
     "log_mean_exp",
@@ -72,3 +73,10 @@ def as_array_like(value: Any, like: Array) -> Array:
     if is_torch_array(like):
         return xp.asarray(value, dtype=like.dtype, device=like.device)
     return xp.asarray(value, dtype=like.dtype)
+
+
+def identity_like(vector: Array) -> Array:
+    """The identity matrix, ``(k, k)``, in the library, dtype and device of ``vector``, ``(k,)``."""
+    xp = array_namespace(vector)
+    index = xp.cumulative_sum(xp.ones_like(vector), axis=0)
+    return xp.astype(index[:, None] == index, vector.dtype)

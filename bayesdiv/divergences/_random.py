@@ -1,0 +1,67 @@
+"""Random draws behind one ``rng`` argument: torch generators and seeds, JAX keys."""
+
+from typing import Any
+
+from bayesdiv._array import Array, array_namespace, is_torch_array
+
+
+def _torch_generator(rng: Any, like: Array) -> Any:
+    import torch
+
+    if rng is None or isinstance(rng, torch.Generator):
+        return rng
+    if isinstance(rng, int) and not isinstance(rng, bool):
+        return torch.Generator(device=like.device).manual_seed(rng)
+    raise TypeError(
+        "rng must be a torch.Generator, an integer seed or None for torch samples, "
+        f"got {type(rng).__name__}; pass for example rng=0."
+    )
+
+
+def _check_jax_key(rng: Any) -> None:
+    import jax
+
+    if rng is None:
+        raise ValueError(
+            "rng must be a JAX key for JAX samples, got None; pass for example "
+            "rng=jax.random.key(0), split anew for every call."
+        )
+    is_typed_key = isinstance(rng, jax.Array) and jax.numpy.issubdtype(
+        rng.dtype, jax.dtypes.prng_key
+    )
+    is_raw_key = getattr(rng, "dtype", None) == "uint32" and getattr(rng, "ndim", 0) == 1
+    if not (is_typed_key or is_raw_key):
+        raise TypeError(
+            f"rng must be a JAX key for JAX samples, got {type(rng).__name__}; "
+            "pass for example rng=jax.random.key(0)."
+        )
+
+
+def split_rng(rng: Any, like: Array, count: int) -> list[Any]:
+    """``count`` sources of independent draws; in torch, one generator ``count`` times over."""
+    if is_torch_array(like):
+        return [_torch_generator(rng, like)] * count
+    _check_jax_key(rng)
+    import jax
+
+    return list(jax.random.split(rng, count))
+
+
+def standard_normal(rng: Any, shape: tuple[int, ...], like: Array) -> Array:
+    """N(0, 1) draws of the library, dtype and device of ``like``."""
+    if is_torch_array(like):
+        import torch
+
+        generator = _torch_generator(rng, like)
+        return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+    _check_jax_key(rng)
+    import jax
+
+    return jax.random.normal(rng, shape, dtype=like.dtype)
+
+
+def unit_directions(rng: Any, count: int, dim: int, like: Array) -> Array:
+    """Uniform draws from the unit sphere, shape ``(count, dim)``."""
+    draws = standard_normal(rng, (count, dim), like)
+    xp = array_namespace(like)
+    return draws / xp.sqrt(xp.sum(draws * draws, axis=1, keepdims=True))
