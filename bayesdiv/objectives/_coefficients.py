@@ -10,8 +10,8 @@ from bayesdiv._array import (
     Array,
     array_namespace,
     clip,
+    identity_like,
     log_mean_exp,
-    logsumexp,
     softmax,
 )
 from bayesdiv.divergences import FDivergence
@@ -65,7 +65,7 @@ def _(
         return Coefficients(value, weight, _centred(reward) if with_reward else None)
     limit = log_ratio_limit(log_weight)
     log_ratio = clip(log_weight - log_normalizer, -limit, limit)
-    generator = rule.generator(log_ratio)
+    generator = _bounded(rule.generator(log_ratio))
     value = xp.mean(generator, axis=0)
     if gradient == "reparam":
         # E_q[u ∇l] estimates 0, so f may be shifted by a multiple of u − 1; f''(1) makes one
@@ -78,7 +78,9 @@ def _(
         # Where f'' does not exist the model's parameters get the evidence's gradient.
         weight = rule.path_weight(log_ratio) if rule.has_path_gradient else xp.exp(log_ratio)
         reward = rule.pseudo_reward(log_ratio) if with_reward else None
-    return Coefficients(value, weight, _centred(reward) if with_reward else None)
+    return Coefficients(
+        value, _bounded(weight), _centred(_bounded(reward)) if with_reward else None
+    )
 
 
 @coefficients.register
@@ -101,7 +103,7 @@ def _(
         weight = weight * (rule.order + power * share)
     if not with_reward:
         return Coefficients(-bound, weight, None)
-    reward = count * (bound - _bound_without_each(scaled, count) / power)
+    reward = count * (bound - _bound_without_each(scaled) / power)
     if gradient != "reparam":
         reward = reward - count * share
     return Coefficients(-bound, weight, reward)
@@ -132,14 +134,24 @@ def _centred(reward: Array) -> Array:
     return (reward - xp.mean(reward, axis=0)) * (count / (count - 1.0))
 
 
-def _bound_without_each(scaled: Array, count: int) -> Array:
+def _bound_without_each(scaled: Array) -> Array:
     """log-mean-exp with particle k's entry replaced by the mean of the others' (Mnih and Rezende
     2016, eq. 10), row k for particle k."""
     xp = array_namespace(scaled)
+    count = scaled.shape[0]
+    # A baseline must be finite: a weight of 0 among the others would make their mean −∞.
+    floor = xp.max(scaled, axis=0) - log_ratio_limit(scaled)
+    scaled = xp.where(scaled == -math.inf, floor, scaled)
     others = (xp.sum(scaled, axis=0) - scaled) / (count - 1.0)
-    eye = xp.eye(count, dtype=scaled.dtype)
-    if hasattr(scaled, "device") and hasattr(eye, "to"):
-        eye = eye.to(scaled.device)
-    eye = xp.reshape(eye, (count, count) + (1,) * (scaled.ndim - 1))
-    replaced = scaled[None] * (1.0 - eye) + others[:, None] * eye
-    return logsumexp(replaced, axis=1) - math.log(count)
+    diagonal = identity_like(xp.reshape(scaled, (count, -1))[:, 0])
+    own = xp.reshape(diagonal, (count, count) + (1,) * (scaled.ndim - 1)) > 0.0
+    return log_mean_exp(xp.where(own, others[:, None], scaled[None]), axis=1)
+
+
+def _bounded(x: Array) -> Array:
+    """``x`` short of overflow, so that sums and products with log-weights stay finite too.
+
+    Steep divergences (an order far from 0 and 1) overflow inside the range of log-ratios.
+    """
+    largest = float(array_namespace(x).finfo(x.dtype).max) ** 0.75
+    return clip(x, -largest, largest)

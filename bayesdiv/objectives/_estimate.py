@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 from bayesdiv._array import Array, array_namespace, log_mean_exp, logsumexp, stop_gradient
 from bayesdiv.divergences import FDivergence
@@ -12,9 +12,8 @@ from bayesdiv.objectives._coefficients import Coefficients, coefficients
 GRADIENTS = ("path", "reparam", "score")
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """One step's estimate.
+class Estimate(NamedTuple):
+    """One step's estimate; a pytree, so that a compiled function may return it.
 
     ``loss`` has the value of ``value`` and the gradient of ``surrogate``; all three are scalars,
     summed over the independent plates and multiplied by their scale. ``log_weight`` is detached.
@@ -141,7 +140,9 @@ def assemble(
     """The estimate whose surrogate has the given coefficients."""
     xp = array_namespace(log_weight)
     count = log_weight.shape[0]
-    total = xp.sum(parts.weight * log_weight)
+    # A particle where the target has no mass has nothing to differentiate, only a value.
+    terms = parts.weight * xp.where(log_weight == -math.inf, xp.zeros_like(log_weight), log_weight)
+    total = xp.sum(terms)
     if log_q is not None:
         total = total + xp.sum(parts.reward * log_q)
     return Estimate(
