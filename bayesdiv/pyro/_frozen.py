@@ -51,14 +51,17 @@ class FrozenGuide:
         names = tuple(site["name"] for site in sites)
         known = self._structures(key)
         if names not in known:
-            known[names] = self._is_independent(guide, guide_trace, args, kwargs)
+            with _frozen_parameters(guide_trace, key):
+                known[names] = self._is_independent(guide, guide_trace, args, kwargs)
         if known[names]:
             return {
                 site["name"]: unscaled_log_prob(site, detach_distribution(site["fn"]))
                 for site in sites
             }
-        rerun = self._rerun(guide, guide_trace, args, kwargs)
-        return {site["name"]: _inverted_log_prob(rerun.nodes[site["name"]]) for site in sites}
+        # A learnt transform uses its parameters when it is inverted: still frozen then.
+        with _frozen_parameters(guide_trace, key):
+            rerun = _run_again(guide, guide_trace, args, kwargs)
+            return {site["name"]: _inverted_log_prob(rerun.nodes[site["name"]]) for site in sites}
 
     def _structures(self, key: Any) -> dict[tuple[str, ...], bool]:
         owner = getattr(key, "__self__", key)
@@ -85,21 +88,21 @@ class FrozenGuide:
                 probe.nodes[site["name"]] = {**site, "value": value.requires_grad_()}
             else:
                 return False
-        rerun = self._rerun(guide, probe, args, kwargs)
+        rerun = _run_again(guide, probe, args, kwargs)
         return not any(_requires_grad(rerun.nodes[site["name"]]["fn"]) for site in random)
 
-    def _rerun(
-        self, guide: Any, guide_trace: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        with _frozen_parameters(guide_trace):
-            return poutine.trace(poutine.replay(guide, trace=guide_trace)).get_trace(
-                *args, **kwargs
-            )
+
+def _run_again(guide: Any, guide_trace: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    replayed = poutine.replay(guide, trace=guide_trace)
+    return poutine.trace(replayed).get_trace(*args, **kwargs)
 
 
 @contextmanager
-def _frozen_parameters(guide_trace: Any) -> Iterator[None]:
-    leaves = []
+def _frozen_parameters(guide_trace: Any, guide: Any) -> Iterator[None]:
+    """The parameter sites of a run held fixed, and those of modules that are not sites."""
+    owner = getattr(guide, "__self__", guide)
+    leaves = list(owner.parameters()) if isinstance(owner, torch.nn.Module) else []
+    leaves = [leaf for leaf in leaves if leaf.requires_grad]
     for site in guide_trace.nodes.values():
         if site["type"] == "param" and site["value"] is not None:
             leaf = site["value"]
