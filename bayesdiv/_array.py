@@ -24,6 +24,7 @@ __all__ = [
     "logsumexp",
     "softmax",
     "softplus",
+    "solve_lower_triangular",
     "stop_gradient",
 ]
 
@@ -80,3 +81,17 @@ def identity_like(vector: Array) -> Array:
     xp = array_namespace(vector)
     index = xp.cumulative_sum(xp.ones_like(vector), axis=0)
     return xp.astype(index[:, None] == index, vector.dtype)
+
+
+def solve_lower_triangular(matrix: Array, right: Array) -> Array:
+    """matrix⁻¹ right; ``matrix`` lower triangular (..., n, n), ``right`` (..., n, m)."""
+    if is_torch_array(matrix):
+        import torch
+
+        return torch.linalg.solve_triangular(matrix, right, upper=False)
+    import jax
+
+    batch = jax.numpy.broadcast_shapes(matrix.shape[:-2], right.shape[:-2])
+    matrix = jax.numpy.broadcast_to(matrix, batch + matrix.shape[-2:])
+    right = jax.numpy.broadcast_to(right, batch + right.shape[-2:])
+    return jax.scipy.linalg.solve_triangular(matrix, right, lower=True)

@@ -2,7 +2,10 @@
 
 from bayesdiv.divergences._algebra import GeneralizedJensenShannon, Reversed, WeightedSum
 from bayesdiv.divergences._base import FDivergence
+from bayesdiv.divergences._categorical import between_logits
+from bayesdiv.divergences._closed_form import closed_form
 from bayesdiv.divergences._custom import CustomDivergence
+from bayesdiv.divergences._gaussian import between_gaussians, gaussian_wasserstein2
 from bayesdiv.divergences._members import (
     Alpha,
     ForwardKL,
@@ -35,6 +38,10 @@ __all__ = [
     "TotalVariation",
     "TwoSampleDivergence",
     "WeightedSum",
+    "between_gaussians",
+    "between_logits",
+    "closed_form",
+    "gaussian_wasserstein2",
     "get_divergence",
     "list_divergences",
 ]

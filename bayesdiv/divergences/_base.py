@@ -106,6 +106,14 @@ class FDivergence:
         """
         return conjugate_by_inversion(self, t)
 
+    def between_logits(
+        self, p_logits: Array, q_logits: Array, *, mask: Array | None = None, axis: int = -1
+    ) -> Array:
+        """D(p‖q) of categorical distributions; see :func:`bayesdiv.divergences.between_logits`."""
+        from bayesdiv.divergences._categorical import between_logits
+
+        return between_logits(self, p_logits, q_logits, mask=mask, axis=axis)
+
     def reversed(self) -> FDivergence:
         """D(q‖p) as a function of the same log-ratio log(p/q)."""
         from bayesdiv.divergences._algebra import Reversed
