@@ -9,17 +9,14 @@ from bayesdiv.objectives._normalizer import (
     SelfNormalizer,
 )
 from bayesdiv.objectives._pareto import pareto_k
-from bayesdiv.objectives._settings import (
-    ObjectiveSettings,
-    get_objective,
-    is_two_sample,
-    linear_schedule,
-    list_objectives,
-)
+from bayesdiv.objectives._registry import get_objective, is_two_sample, list_objectives
+from bayesdiv.objectives._schedules import LinearSchedule, linear_schedule
+from bayesdiv.objectives._settings import ObjectiveSettings
 
 __all__ = [
     "Estimate",
     "GivenNormalizer",
+    "LinearSchedule",
     "ObjectiveSettings",
     "RenyiBound",
     "RunningNormalizer",

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from bayesdiv._array import Array, array_namespace, log_mean_exp, logsumexp, stop_gradient
 from bayesdiv.divergences import FDivergence
 from bayesdiv.objectives._coefficients import Coefficients, coefficients
+from bayesdiv.objectives._registry import get_objective, require_log_weight_objective
 
 GRADIENTS = ("path", "reparam", "score")
 
@@ -54,7 +55,8 @@ def check_gradient(rule: Any, gradient: str, num_particles: int, *, with_score: 
     name = type(rule).__name__
     if gradient not in GRADIENTS:
         raise ValueError(
-            f"gradient must be 'path', 'reparam', 'score' or 'auto', got {gradient!r}."
+            f"gradient must be 'path', 'reparam' or 'score', got {gradient!r}; 'auto' is resolved "
+            "by the adapters, which know the guide's sites."
         )
     if gradient == "path" and not rule.has_path_gradient:
         raise ValueError(
@@ -101,7 +103,7 @@ def estimate(
     Parameters
     ----------
     objective
-        An :class:`FDivergence`, :class:`RenyiBound` or :class:`TailAdaptive`.
+        A name, an :class:`FDivergence`, a :class:`RenyiBound` or a :class:`TailAdaptive`.
     log_weight
         ``(num_particles, *independent_plates)``, nats.
     log_q
@@ -116,16 +118,50 @@ def estimate(
     Raises
     ------
     ValueError
-        The estimator does not exist for the objective, lacks ``log_q`` or has too few particles.
+        An unknown name; an estimator that does not exist for the objective, lacks ``log_q`` or has
+        too few particles; shapes that differ.
+    TypeError
+        ``objective`` compares samples, or is neither a name nor an objective.
+
+    References
+    ----------
+    "path": Roeder, Wu and Duvenaud (2017), §3, for reverse KL; Tucker et al. (2019), eq. 8, for the
+    bounds. "score": Go et al. (2023), f-DPG, theorem 1; Mnih and Rezende (2016), eq. 10, for the
+    bounds.
+
+    Examples
+    --------
+    The forward KL of p = N(1, 1) and q = N(m, 1) at m = 0, whose gradient is m − 1:
+
+    >>> import torch
+    >>> from torch.distributions import Normal
+    >>> from bayesdiv.objectives import estimate
+    >>> m = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    >>> noise = torch.randn(100_000, dtype=m.dtype, generator=torch.Generator().manual_seed(0))
+    >>> z = m + noise
+    >>> log_weight = Normal(1.0, 1.0).log_prob(z) - Normal(m.detach(), 1.0).log_prob(z)
+    >>> result = estimate("forward_kl", log_weight, gradient="path")
+    >>> result.loss.backward()
+    >>> round(result.value.item(), 1), round(m.grad.item(), 1)
+    (0.5, -1.0)
     """
+    rule = get_objective(objective)
+    require_log_weight_objective(rule)
+    if log_weight.ndim == 0:
+        raise ValueError("log_weight must have shape (num_particles, *plates), got a scalar.")
     if gradient == "score" and log_q is None:
         raise ValueError("log_q is needed for gradient='score', shape (num_particles, *plates).")
-    check_gradient(objective, gradient, log_weight.shape[0], with_score=log_q is not None)
+    if log_q is not None and log_q.shape != log_weight.shape:
+        raise ValueError(
+            f"log_q must have the shape of log_weight, {tuple(log_weight.shape)}, "
+            f"got {tuple(log_q.shape)}; sum it over all but particles and independent plates."
+        )
+    check_gradient(rule, gradient, log_weight.shape[0], with_score=log_q is not None)
     fixed = stop_gradient(log_weight)
-    if log_normalizer is None and getattr(objective, "needs_normalizer", False):
+    if log_normalizer is None and getattr(rule, "needs_normalizer", False):
         log_normalizer = log_mean_exp(fixed, axis=0)
     parts = coefficients(
-        objective,
+        rule,
         fixed,
         gradient=gradient,
         log_normalizer=log_normalizer,

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from bayesdiv._array import Array, array_namespace, log_mean_exp, stop_gradient
+from bayesdiv._array import Array, array_namespace, as_array_like, log_mean_exp, stop_gradient
 from bayesdiv.divergences._checks import is_concrete_number, require_finite
 
 
@@ -28,7 +28,9 @@ class GivenNormalizer:
     is_stateful = False
 
     def __call__(self, state: Any, log_weight: Array) -> tuple[Any, Any]:
-        return self.log_normalizer, state
+        if is_concrete_number(self.log_normalizer):
+            return self.log_normalizer, state
+        return stop_gradient(as_array_like(self.log_normalizer, log_weight)), state
 
 
 class RunningNormalizerState(NamedTuple):

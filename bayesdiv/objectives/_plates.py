@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from bayesdiv._array import Array, array_namespace
+from bayesdiv._array import Array, array_namespace, as_array_like
 
 
 class Plate(NamedTuple):
@@ -84,5 +84,5 @@ def total(terms: Iterable[Any], shape: tuple[int, ...], like: Array) -> Array:
     for term in terms:
         result = result + term
     if not hasattr(result, "shape"):
-        result = xp.zeros(shape, dtype=like.dtype) + result
+        result = as_array_like(result, like)
     return xp.broadcast_to(result, shape) if tuple(result.shape) != shape else result

@@ -1,69 +1,16 @@
-"""What the two hosts' ``objective(...)`` have in common: names, checks, schedules."""
+"""What the two hosts' ``objective(...)`` have in common: settings and their checks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from bayesdiv.divergences import (
-    FDivergence,
-    ReverseKL,
-    TwoSampleDivergence,
-    get_divergence,
-    list_divergences,
-)
-from bayesdiv.divergences._checks import is_concrete_number
-from bayesdiv.objectives._bounds import RenyiBound, TailAdaptive, importance_weighted
-from bayesdiv.objectives._estimate import is_linear
-from bayesdiv.objectives._normalizer import Normalizer, SelfNormalizer, get_normalizer
-
-_BOUNDS: dict[str, Callable[..., Any]] = {
-    "renyi": RenyiBound,
-    "iwae": importance_weighted,
-    "tail_adaptive": TailAdaptive,
-}
-_LOG_WEIGHT_OBJECTIVES = (FDivergence, RenyiBound, TailAdaptive)
+from bayesdiv.divergences import ReverseKL
+from bayesdiv.objectives._estimate import GRADIENTS, check_gradient, is_linear
+from bayesdiv.objectives._normalizer import get_normalizer
+from bayesdiv.objectives._registry import get_objective, require_log_weight_objective
 
 DEFAULT_NUM_PARTICLES = 16
-
-
-def list_objectives() -> list[str]:
-    """Every name that ``objective(...)`` takes."""
-    return [*list_divergences("f"), *_BOUNDS, *list_divergences("two_sample")]
-
-
-def get_objective(objective: Any, **parameters: Any) -> Any:
-    """The divergence or bound called ``objective``; an object is returned as it is.
-
-    Raises
-    ------
-    ValueError
-        An unknown name (the known ones are listed) or a parameter that it does not take.
-    """
-    if isinstance(objective, RenyiBound | TailAdaptive):
-        if parameters:
-            raise TypeError(f"parameters {sorted(parameters)} were given beside {objective!r}.")
-        return objective
-    if isinstance(objective, str):
-        if objective in _BOUNDS:
-            try:
-                return _BOUNDS[objective](**parameters)
-            except TypeError as error:
-                raise ValueError(f"{objective!r}: {error}.") from None
-        if objective not in list_divergences():
-            raise ValueError(
-                f"objective must be one of {', '.join(list_objectives())}, or a divergence object; "
-                f"got {objective!r}."
-            )
-    return get_divergence(objective, **parameters)
-
-
-def is_two_sample(objective: Any) -> bool:
-    """Whether ``objective`` names or is a divergence of samples rather than of log-ratios."""
-    return isinstance(objective, TwoSampleDivergence) or (
-        isinstance(objective, str) and objective in list_divergences("two_sample")
-    )
 
 
 @dataclass(frozen=True)
@@ -75,7 +22,8 @@ class ObjectiveSettings:
     objective
         A name, an :class:`FDivergence`, a :class:`RenyiBound` or a :class:`TailAdaptive`.
     parameters
-        Of a named objective; a callable is a schedule, called with the step.
+        Of a named objective; a callable is a schedule, called with the step, which counts from the
+        first of the run, warm start included.
     num_particles
         None: 1 for reverse KL, as the hosts' ELBO; otherwise 16.
     gradient
@@ -85,6 +33,14 @@ class ObjectiveSettings:
         "self", "running" or a known log Z.
     warmup
         Steps of reverse KL before the objective takes over.
+
+    Raises
+    ------
+    ValueError
+        An unknown name, parameter, gradient or normaliser, an excluded order, an estimator that the
+        objective does not have, too few particles for it, or a negative warm start.
+    TypeError
+        The objective compares samples, or is neither a name nor an objective.
     """
 
     objective: Any
@@ -95,35 +51,22 @@ class ObjectiveSettings:
     warmup: int = 0
 
     def __post_init__(self) -> None:
-        if self.gradient not in ("auto", "path", "reparam", "score"):
+        if self.gradient not in ("auto", *GRADIENTS):
             raise ValueError(
                 f"gradient must be 'auto', 'path', 'reparam' or 'score', got {self.gradient!r}."
             )
         if isinstance(self.warmup, bool) or not isinstance(self.warmup, int) or self.warmup < 0:
             raise ValueError(f"warmup must be a number of steps >= 0, got {self.warmup!r}.")
         first = self.at(0)
-        if not isinstance(first, _LOG_WEIGHT_OBJECTIVES):
-            raise TypeError(
-                f"{first!r} compares samples, not log-ratios; pass it to objective(...) itself, "
-                "which takes both."
-            )
-        if self.gradient == "path" and not first.has_path_gradient:
-            raise ValueError(
-                f"gradient='path' does not exist for {type(first).__name__}: its f'' is a point "
-                "mass at u = 1; use gradient='score' or 'auto'."
-            )
+        require_log_weight_objective(first)
         count = self.num_particles
         if count is None:
             default = 1 if is_linear(first) and self.gradient != "score" else DEFAULT_NUM_PARTICLES
             object.__setattr__(self, "num_particles", default)
         elif isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ValueError(f"num_particles must be an integer >= 1, got {count!r}.")
-        needed = max(2 if self.gradient == "score" else 1, getattr(first, "min_particles", 1))
-        if self.count < needed:
-            raise ValueError(
-                f"num_particles must be at least {needed} for {type(first).__name__} with "
-                f"gradient={self.gradient!r}, got {self.count}."
-            )
+        gradient = self.resolve_gradient(first)
+        check_gradient(first, gradient, self.count, with_score=gradient == "score")
         object.__setattr__(self, "normalizer", get_normalizer(self.normalizer))
 
     @property
@@ -166,33 +109,3 @@ class ObjectiveSettings:
         if is_linear(objective):
             return "reparam"
         return "path" if objective.has_path_gradient else "score"
-
-
-def linear_schedule(start: float, end: float, num_steps: int) -> Callable[[Any], Any]:
-    """A parameter that goes from ``start`` to ``end`` in ``num_steps`` steps and stays there.
-
-    >>> linear_schedule(0.25, 0.75, 100)(50)
-    0.5
-    """
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps!r}.")
-
-    def schedule(step: Any) -> Any:
-        if is_concrete_number(step):
-            share = min(step / num_steps, 1.0)
-        else:
-            share = (step / num_steps).clip(0.0, 1.0)
-        return start + (end - start) * share
-
-    return schedule
-
-
-__all__ = [
-    "Normalizer",
-    "ObjectiveSettings",
-    "SelfNormalizer",
-    "get_objective",
-    "is_two_sample",
-    "linear_schedule",
-    "list_objectives",
-]
