@@ -1,6 +1,6 @@
-"""Loops, branches, compilation and inner gradients, by whichever library an array belongs to.
+"""Loops, branches, compilation, inner gradients and the host, by the library of an array.
 
-Mathematics on the array namespace needs four things that torch does with Python and JAX with
+Mathematics on the array namespace needs a few things that torch does with Python and JAX with
 transformations. Each function here takes the arrays (or one array, ``like``) and chooses.
 """
 
@@ -8,7 +8,9 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from bayesdiv._array import Array, is_torch_array
+import numpy as np
+
+from bayesdiv._array import Array, array_namespace, is_torch_array
 
 
 def is_traced(value: Any) -> bool:
@@ -71,6 +73,47 @@ def run_compiled(function: Callable, settings: Any, *arrays: Any) -> Any:
     if is_torch_array(arrays[0]) or any(is_traced(value) for value in vars(settings).values()):
         return function(settings, *arrays)
     return _jitted(function)(settings, *arrays)
+
+
+def call_on_host(function: Callable, results: tuple[tuple[int, str], ...], *arrays: Array) -> tuple:
+    """``function`` of NumPy arrays, inside JAX transformations too; not differentiable.
+
+    ``results`` names length and dtype of each vector that it returns.
+    """
+    like = arrays[0]
+    if is_torch_array(like):
+        xp = array_namespace(like)
+        answers = function(*(array.detach().cpu().numpy() for array in arrays))
+        return tuple(
+            xp.asarray(answer.astype(dtype), device=like.device)
+            for answer, (_, dtype) in zip(answers, results, strict=True)
+        )
+    import jax
+
+    def answer(*values: Any) -> tuple:
+        answers = function(*(np.asarray(value) for value in values))
+        return tuple(
+            found.astype(dtype) for found, (_, dtype) in zip(answers, results, strict=True)
+        )
+
+    shapes = tuple(jax.ShapeDtypeStruct((length,), np.dtype(dtype)) for length, dtype in results)
+    return jax.pure_callback(answer, shapes, *arrays, vmap_method="sequential")
+
+
+def sorted_rows(rows: Array) -> Array:
+    """``rows`` sorted along the last axis, differentiable.
+
+    On the CPU NumPy finds the order: its vectorised argsort takes a sixth of torch's time. Torch's
+    function transforms refuse to show it their tensors and sort themselves.
+    """
+    xp = array_namespace(rows)
+    if is_torch_array(rows) and rows.device.type == "cpu":
+        try:
+            order = xp.asarray(np.argsort(rows.detach().numpy(), axis=-1))
+        except RuntimeError:
+            return xp.sort(rows, axis=-1)
+        return xp.take_along_axis(rows, order, axis=-1)
+    return xp.sort(rows, axis=-1)
 
 
 def value_and_grad(function: Callable, parameters: tuple[Array, ...]) -> tuple[Array, tuple]:

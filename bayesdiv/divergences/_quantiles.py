@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from bayesdiv._array import Array, array_namespace, as_array_like, is_torch_array
+from bayesdiv.divergences._control import sorted_rows
 from bayesdiv.divergences._two_sample import uniform_weights
 
 
@@ -41,7 +42,7 @@ def transport_on_lines(
             uniform_weights(y_weights, y.T),
             order,
         )
-    x_sorted, y_sorted = xp.sort(x, axis=-1), xp.sort(y, axis=-1)
+    x_sorted, y_sorted = sorted_rows(x), sorted_rows(y)
     if x.shape[-1] == y.shape[-1]:
         return xp.mean(absolute_power(x_sorted - y_sorted, order), axis=-1)
     x_index, y_index, mass = _uniform_coupling(x.shape[-1], y.shape[-1])

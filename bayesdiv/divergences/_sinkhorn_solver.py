@@ -18,6 +18,7 @@ ends with plain half-steps, after which the marginal error means what it says.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -214,28 +215,20 @@ def _round(settings: SolverSettings, problem: Problem, state: _Round) -> _Round:
     """Some relaxed and some plain iterations at one ε, then what the next round needs."""
     xp = array_namespace(problem.cost)
     a, b, epsilon = problem.x_weights, problem.y_weights, state.epsilon
-    x_softness, y_softness = softness(problem, epsilon)
-    x_damping = xp.exp(-(1.0 - x_softness) * state.x_shift / epsilon)
-    y_damping = xp.exp(-(1.0 - y_softness) * state.y_shift / epsilon)
-
-    def answer_y(x_scaling: Array) -> Array:
-        sums = (a * x_scaling) @ state.kernel
-        return 1.0 / sums if settings.hard[1] else sums ** (-y_softness) * y_damping
-
-    def answer_x(sums: Array) -> Array:
-        return 1.0 / sums if settings.hard[0] else sums ** (-x_softness) * x_damping
+    x_answer = _scaling_answer(problem.x_penalty, state.x_shift, epsilon, hard=settings.hard[0])
+    y_answer = _scaling_answer(problem.y_penalty, state.y_shift, epsilon, hard=settings.hard[1])
 
     def relaxed(scalings: tuple[Array, Array]) -> tuple[Array, Array]:
         u, v = scalings
-        v = v * (answer_y(u) / v) ** state.relaxation
-        u = u * (answer_x(state.kernel @ (b * v)) / u) ** state.relaxation
+        v = v * (y_answer((a * u) @ state.kernel) / v) ** state.relaxation
+        u = u * (x_answer(state.kernel @ (b * v)) / u) ** state.relaxation
         return u, v
 
     def plain(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         u, _, error, _ = carry
-        v = answer_y(u)
+        v = y_answer((a * u) @ state.kernel)
         sums = state.kernel @ (b * v)
-        answer = answer_x(sums)
+        answer = x_answer(sums)
         return answer, v, xp.sum(a * sums * xp.abs(answer - u)), error
 
     num_plain = min(PLAIN_STEPS, settings.max_iterations)
@@ -279,6 +272,15 @@ def _round(settings: SolverSettings, problem: Problem, state: _Round) -> _Round:
         return _absorb(problem, answered)
 
     return branch(sound, keep, start_over, moved)
+
+
+def _scaling_answer(penalty: Array, shift: Array, epsilon: Array, *, hard: bool) -> Callable:
+    """The half-step of one side on the sums of the shifted kernel."""
+    if hard:
+        return lambda sums: 1.0 / sums
+    exponent = 1.0 / (1.0 + epsilon / penalty)
+    damping = array_namespace(shift).exp(-(1.0 - exponent) * shift / epsilon)
+    return lambda sums: sums ** (-exponent) * damping
 
 
 def _next_relaxation(

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from bayesdiv._array import (
     Array,
     array_namespace,
-    as_array_like,
     is_jax_array,
     is_torch_array,
     stop_gradient,
@@ -187,8 +186,8 @@ def uniform_weights(weights: Array | None, sample: Array) -> Array:
     """``weights``, or 1/n each where they are ``None``."""
     if weights is not None:
         return weights
-    count = sample.shape[0]
-    return as_array_like([1.0 / count] * count, sample)
+    column = sample[:, 0]
+    return array_namespace(sample).full_like(column, 1.0 / column.shape[0])
 
 
 def safe_root(value: Array, order: float) -> Array:

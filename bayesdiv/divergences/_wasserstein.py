@@ -1,11 +1,13 @@
 r"""The exact Wasserstein distance."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from bayesdiv._array import Array, array_namespace, is_torch_array, stop_gradient
+from bayesdiv._array import Array, array_namespace, stop_gradient
+from bayesdiv.divergences._control import call_on_host
 from bayesdiv.divergences._quantiles import absolute_power, transport_on_lines
 from bayesdiv.divergences._two_sample import (
     Samples,
@@ -84,40 +86,27 @@ def _optimal_pairs(
 ) -> tuple[Array, Array, Array]:
     """Indices of the matched pairs and their masses, each of shape ``(n + m - 1,)``."""
 
-    def solve(*arrays: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return _simplex_pairs(*(np.asarray(array, dtype=np.float64) for array in arrays), order)
-
-    if is_torch_array(x):
-        xp = array_namespace(x)
-        arrays = (array.cpu().numpy() for array in (x, y, x_weights, y_weights))
-        x_index, y_index, mass = solve(*arrays)
-        return (
-            xp.asarray(x_index, device=x.device),
-            xp.asarray(y_index, device=x.device),
-            xp.asarray(mass, dtype=x.dtype, device=x.device),
-        )
-    import jax
-
     size = x.shape[0] + y.shape[0] - 1
-    index_type = jax.ShapeDtypeStruct((size,), np.int32)
-    x_index, y_index, mass = jax.pure_callback(
-        lambda *arrays: tuple(
-            result.astype(dtype)
-            for result, dtype in zip(solve(*arrays), (np.int32, np.int32, x.dtype), strict=True)
-        ),
-        (index_type, index_type, jax.ShapeDtypeStruct((size,), x.dtype)),
-        x, y, x_weights, y_weights,
-        vmap_method="sequential",
-    )  # fmt: skip
-    return x_index, y_index, mass
+    # Named by its last word, as NumPy does, in both libraries.
+    dtype = str(x.dtype).rpartition(".")[2]
+    return call_on_host(
+        partial(_simplex_pairs, order=order),
+        ((size, "int32"), (size, "int32"), (size, dtype)),
+        x,
+        y,
+        x_weights,
+        y_weights,
+    )
 
 
 def _simplex_pairs(
-    x: np.ndarray, y: np.ndarray, x_weights: np.ndarray, y_weights: np.ndarray, order: float
+    x: np.ndarray, y: np.ndarray, x_weights: np.ndarray, y_weights: np.ndarray, *, order: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     import ot
     from scipy.spatial.distance import cdist
 
+    # The simplex works in double precision, in which float32 weights need not sum to one.
+    x_weights, y_weights = x_weights.astype(np.float64), y_weights.astype(np.float64)
     cost = cdist(x, y, "sqeuclidean")
     if order != 2:
         cost **= order / 2
