@@ -3,7 +3,9 @@
 Steps come in windows. While the mean loss of a window is below that of the one before by more than
 its standard error allows, the step size stays; otherwise it falls. The parameters of a window are
 averaged. In whitened coordinates they are measured in posterior standard deviations, so that the
-change of the average between two step sizes tells how far the fit still is from its end.
+change of the average between two step sizes tells how far the fit still is from its end. Parameters
+without such a meaning (a network's weights) are not looked at: then the step size goes all the way
+down.
 """
 
 from __future__ import annotations
@@ -15,10 +17,14 @@ import numpy as np
 
 
 class WindowSummary(NamedTuple):
-    """A window's losses, ``(steps,)``, and the average of its parameters, ``(parameters,)``."""
+    """A window's losses, ``(steps,)``, and the averages of its parameters, ``(parameters,)``.
+
+    ``whitened`` says whether these are in posterior standard deviations.
+    """
 
     losses: np.ndarray
     average: np.ndarray
+    whitened: bool
 
 
 @dataclass
@@ -68,7 +74,8 @@ class StageSchedule:
             self.change = float(np.max(np.abs(settled - self._stage_average), initial=0.0))
         self._stage_average = settled
         self.average = settled
-        if self.change < self.tolerance and self.step_size <= self.initial * self.factor:
+        small = self.initial * self.factor if window.whitened else self.smallest
+        if self.step_size <= small and (self.change < self.tolerance or not window.whitened):
             self.converged = True
             return
         if self.step_size > self.smallest:

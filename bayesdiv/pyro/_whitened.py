@@ -29,6 +29,9 @@ class WhitenedGuide(AutoContinuous):
     means move along the principal axes even where the scales may not.
     """
 
+    antithetic = False
+    """Whether draws come in pairs: steps do, so that noise linear in ε cancels from gradients."""
+
     def __init__(self, model: Any, family: str, start: Start, *args: Any, **kwargs: Any) -> None:
         # Several restarts have parameters of the same names; a shared store would mix them up.
         with pyro.settings.context(module_local_params=True):
@@ -54,6 +57,11 @@ class WhitenedGuide(AutoContinuous):
         else:
             self.flow = torch.nn.ModuleList(_identity_layers(dim))
 
+    @property
+    def is_whitened(self) -> bool:
+        """Whether every parameter is in posterior standard deviations."""
+        return self.family != "flow"
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with pyro.settings.context(module_local_params=True):
             return super().__call__(*args, **kwargs)
@@ -76,8 +84,10 @@ class WhitenedGuide(AutoContinuous):
             return dist.TransformedDistribution(base, [*self._steps(), affine])
         loc = self.centre + self.whitening @ self.shift
         if self.family == "mean_field":
-            return dist.Normal(loc, self.unit * self.log_scale.exp()).to_event(1)
-        return dist.MultivariateNormal(loc, scale_tril=self.whitening @ self._inner_scale())
+            normal = AntitheticNormal if self.antithetic else dist.Normal
+            return normal(loc, self.unit * self.log_scale.exp()).to_event(1)
+        normal = AntitheticMultivariateNormal if self.antithetic else dist.MultivariateNormal
+        return normal(loc, scale_tril=self.whitening @ self._inner_scale())
 
     def _steps(self) -> list[Any]:
         """The flow's layers with the order of coordinates turned round between them."""
@@ -97,6 +107,30 @@ class WhitenedGuide(AutoContinuous):
     def at(self, latent: torch.Tensor) -> PointGuide:
         """A guide whose unconstrained latent vector is ``latent``, ``(dim,)``."""
         return PointGuide(self, latent)
+
+
+def _antithetic_noise(shape: torch.Size, like: torch.Tensor) -> torch.Tensor:
+    """Standard normal noise whose second half along the first axis is minus the first."""
+    if len(shape) < 2 or shape[0] < 2:
+        return torch.randn(shape, dtype=like.dtype, device=like.device)
+    half = torch.randn(((shape[0] + 1) // 2, *shape[1:]), dtype=like.dtype, device=like.device)
+    return torch.cat([half, -half])[: shape[0]]
+
+
+class AntitheticNormal(dist.Normal):
+    """A normal whose particles, along the first axis, come in pairs around the mean."""
+
+    def rsample(self, sample_shape: Any = ()) -> torch.Tensor:
+        noise = _antithetic_noise(self._extended_shape(torch.Size(sample_shape)), self.loc)
+        return self.loc + self.scale * noise
+
+
+class AntitheticMultivariateNormal(dist.MultivariateNormal):
+    """The same for a multivariate normal."""
+
+    def rsample(self, sample_shape: Any = ()) -> torch.Tensor:
+        noise = _antithetic_noise(self._extended_shape(torch.Size(sample_shape)), self.loc)
+        return self.loc + (self._unbroadcasted_scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
 
 
 class PointGuide:
