@@ -10,15 +10,14 @@ from bayesdiv._array import Array, array_namespace, as_array_like, stop_gradient
 from bayesdiv.divergences._control import is_traced, run_compiled
 from bayesdiv.divergences._costs import check_ground_cost, pairwise_cost, planned_cost
 from bayesdiv.divergences._sinkhorn_adjoint import sharp_adjoint
-from bayesdiv.divergences._sinkhorn_solver import (
+from bayesdiv.divergences._sinkhorn_problem import (
     Problem,
     SinkhornSolution,
     SolverSettings,
-    solve,
-    solve_symmetric,
     unroll,
     unroll_symmetric,
 )
+from bayesdiv.divergences._sinkhorn_solver import solve, solve_symmetric
 from bayesdiv.divergences._two_sample import (
     Samples,
     TwoSampleDivergence,
@@ -172,7 +171,8 @@ class Sinkhorn(TwoSampleDivergence):
                 "value_from_cost knows one cost only, got debias=True; pass debias=False."
             )
         term = self._given_term(cost, x_weights, y_weights)
-        value = self._term_value(term, self._epsilon_for(cost))
+        epsilon = self._epsilon_for(cost)
+        value = self._term_value(term, epsilon, self._solution(term, epsilon))
         if self.reduction == "mean":
             return value
         return value * sample_count(Samples(cost, cost.T, x_weights, y_weights))
@@ -180,11 +180,20 @@ class Sinkhorn(TwoSampleDivergence):
     def _value(self, state: Any, samples: Samples, rng: Any) -> Array:
         cross = self._cross_term(samples)
         epsilon = self._epsilon_for(cross.cost)
-        value = self._term_value(cross, epsilon)
         if self.debias:
-            for sample, weights in ((samples.x, cross.x_weights), (samples.y, cross.y_weights)):
-                own = self._sample_term(sample, sample, weights, weights, is_symmetric=True)
-                value = value - 0.5 * self._term_value(own, epsilon)
+            x, y, a, b = samples.x, samples.y, cross.x_weights, cross.y_weights
+            own_x = self._sample_term(x, x, a, a, is_symmetric=True)
+            own_y = self._sample_term(y, y, b, b, is_symmetric=True)
+            own_x_solution = self._solution(own_x, epsilon)
+            own_y_solution = self._solution(own_y, epsilon)
+            # Where the samples are close, so are their potentials; where they are equal, the same.
+            solution = self._solution(cross, epsilon, start=own_y_solution.y_potential)
+            value = self._term_value(cross, epsilon, solution) - 0.5 * (
+                self._term_value(own_x, epsilon, own_x_solution)
+                + self._term_value(own_y, epsilon, own_y_solution)
+            )
+        else:
+            value = self._term_value(cross, epsilon, self._solution(cross, epsilon))
         return value * sample_count(samples) if self.reduction == "sum" else value
 
     def _cross_term(self, samples: Samples) -> _Term:
@@ -223,21 +232,26 @@ class Sinkhorn(TwoSampleDivergence):
         penalties = (as_array_like(penalty, term.cost) for penalty in self.marginal_penalty)
         return Problem(term.cost, term.x_weights, term.y_weights, epsilon, *penalties)
 
-    def _solution(self, term: _Term, epsilon: Array) -> SinkhornSolution:
+    def _solution(
+        self, term: _Term, epsilon: Array, start: Array | None = None
+    ) -> SinkhornSolution:
         settings = SolverSettings(self.max_iterations, self.tolerance, self._is_hard())
         problem = self._problem(term, epsilon)
         if self.gradient == "unroll":
             return run_compiled(
                 _unroll_symmetric if term.is_symmetric else _unroll, settings, *problem
             )
-        solver = solve_symmetric if term.is_symmetric else solve
-        solution = run_compiled(solver, settings, *(stop_gradient(array) for array in problem))
+        fixed = [stop_gradient(array) for array in problem]
+        if term.is_symmetric:
+            solution = run_compiled(solve_symmetric, settings, *fixed)
+        else:
+            fixed.append(0.0 * fixed[2] if start is None else start)
+            solution = run_compiled(solve, settings, *fixed)
         _warn_unless_converged(settings, solution)
         return solution
 
-    def _term_value(self, term: _Term, epsilon: Array) -> Array:
+    def _term_value(self, term: _Term, epsilon: Array, solution: SinkhornSolution) -> Array:
         xp = array_namespace(term.cost)
-        solution = self._solution(term, epsilon)
         problem = self._problem(term, epsilon)
         if self.gradient == "unroll":
             if self.value == "sharp":

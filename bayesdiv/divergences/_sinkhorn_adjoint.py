@@ -1,7 +1,7 @@
 r"""The exact gradient of the sharp transport cost, by the implicit function theorem."""
 
 from bayesdiv._array import Array, array_namespace, identity_like, is_torch_array
-from bayesdiv.divergences._sinkhorn_solver import Problem, SinkhornSolution
+from bayesdiv.divergences._sinkhorn_problem import Problem, SinkhornSolution
 
 RIDGE = {32: 1e-6, 64: 1e-12}
 

@@ -1,14 +1,4 @@
-r"""Entropic optimal transport by scaling, with hard or softened marginals.
-
-Minimises over plans P ≥ 0, shape ``(n, m)``,
-
-.. math:: \langle P, C\rangle + \epsilon\, KL(P \| a b^T)
-          + \rho_x KL(P 1 \| a) + \rho_y KL(P^T 1 \| b)
-
-(an infinite ρ is a hard marginal). With potentials f and g the plan is
-``P = a b exp((f + g - C) / epsilon)`` and each half-step solves one marginal:
-``f = -t_x ε log Σ_j b_j exp((g_j - C_ij)/ε)``, ``t = ρ / (ρ + ε)``, and g alike (Chizat, Peyré,
-Schmitzer and Vialard, Scaling algorithms for unbalanced transport problems, 2018, proposition 4.3).
+r"""The solver of entropic transport: stabilised, over-relaxed scaling.
 
 The half-steps here are matrix-vector products with a kernel into which the potentials have been
 absorbed (Schmitzer, Stabilized sparse scaling, 2019): as safe as the log domain, without an
@@ -19,53 +9,29 @@ ends with plain half-steps, after which the marginal error means what it says.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from bayesdiv._array import Array, array_namespace, logsumexp
 from bayesdiv.divergences._control import branch, repeat, while_loop
+from bayesdiv.divergences._sinkhorn_problem import (
+    Problem,
+    SinkhornSolution,
+    SolverSettings,
+    half_step_x,
+    half_step_y,
+    log_or_minus_infinity,
+    resolved_tolerance,
+    softness,
+    solution_from,
+    wanted_x,
+    wanted_y,
+)
 
 RELAXED_STEPS = 8
 PLAIN_STEPS = 2
-LARGEST_RELAXATION = 1.99
+LARGEST_RELAXATION = 1.998
 ANNEALING_START = 0.01
 ANNEALING_FACTOR = 0.25
-
-
-@dataclass(frozen=True)
-class SolverSettings:
-    """What a compiled solver is compiled for."""
-
-    max_iterations: int
-    tolerance: float
-    hard: tuple[bool, bool]
-
-
-class Problem(NamedTuple):
-    """One transport problem: ``cost`` (n, m), weights (n,) and (m,), scalar ε, ρ_x and ρ_y."""
-
-    cost: Array
-    x_weights: Array
-    y_weights: Array
-    epsilon: Array
-    x_penalty: Array
-    y_penalty: Array
-
-
-class SinkhornSolution(NamedTuple):
-    """Potentials (n,) and (m,), the plan (n, m), its marginal error and how the solver ended.
-
-    ``marginal_error`` is the L1 distance between the plan's marginals and those that the potentials
-    ask for, both sides together: the weights themselves where the marginal is hard. ``converged``
-    says whether the last iteration moved less than the tolerance.
-    """
-
-    x_potential: Array
-    y_potential: Array
-    plan: Array
-    marginal_error: Array
-    num_iterations: Array
-    converged: Array
 
 
 class _Round(NamedTuple):
@@ -82,84 +48,13 @@ class _Round(NamedTuple):
     num_iterations: Array
 
 
-def softness(problem: Problem, epsilon: Array) -> tuple[Array, Array]:
-    """The exponents t_x and t_y: 1 for a hard marginal, 0 for one that is not asked for."""
-    return 1.0 / (1.0 + epsilon / problem.x_penalty), 1.0 / (1.0 + epsilon / problem.y_penalty)
-
-
-def half_step_x(problem: Problem, y_potential: Array, epsilon: Array) -> Array:
-    """The potential f that answers ``y_potential``, in the log domain."""
-    log_weights = _log(problem.y_weights)
-    scores = (y_potential - problem.cost) / epsilon + log_weights
-    return -softness(problem, epsilon)[0] * epsilon * logsumexp(scores, axis=1)
-
-
-def half_step_y(problem: Problem, x_potential: Array, epsilon: Array) -> Array:
-    """The potential g that answers ``x_potential``, in the log domain."""
-    log_weights = _log(problem.x_weights)
-    scores = (x_potential[:, None] - problem.cost) / epsilon + log_weights[:, None]
-    return -softness(problem, epsilon)[1] * epsilon * logsumexp(scores, axis=0)
-
-
-def solution_from(
-    settings: SolverSettings,
-    problem: Problem,
-    f: Array,
-    g: Array,
-    num_iterations: Array,
-    last_error: Array | None = None,
-) -> SinkhornSolution:
-    """Plan and error of a pair of potentials; ``last_error`` is what the loop stopped at."""
-    xp = array_namespace(f)
-    exponent = (f[:, None] + g - problem.cost) / problem.epsilon
-    plan = problem.x_weights[:, None] * xp.exp(exponent) * problem.y_weights
-    wanted_x, wanted_y = problem.x_weights, problem.y_weights
-    if not settings.hard[0]:
-        wanted_x = wanted_x * xp.exp(-f / problem.x_penalty)
-    if not settings.hard[1]:
-        wanted_y = wanted_y * xp.exp(-g / problem.y_penalty)
-    error = xp.sum(xp.abs(xp.sum(plan, axis=1) - wanted_x)) + xp.sum(
-        xp.abs(xp.sum(plan, axis=0) - wanted_y)
-    )
-    tolerance = resolved_tolerance(settings.tolerance, f)
-    converged = (error if last_error is None else last_error) <= tolerance
-    return SinkhornSolution(f, g, plan, error, num_iterations, converged)
-
-
-def unroll(settings: SolverSettings, problem: Problem) -> SinkhornSolution:
-    """Exactly ``max_iterations`` log-domain iterations from zero, for autodiff through all of them.
-
-    The x half-step comes first; the last one is on a hard side, y if both are.
-    """
-    xp = array_namespace(problem.cost)
-
-    def iterate(potentials: tuple[Array, Array]) -> tuple[Array, Array]:
-        f = half_step_x(problem, potentials[1], problem.epsilon)
-        return f, half_step_y(problem, f, problem.epsilon)
-
-    start = xp.zeros_like(problem.x_weights), xp.zeros_like(problem.y_weights)
-    f, g = repeat(problem.cost, settings.max_iterations, iterate, start)
-    if settings.hard[0] and not settings.hard[1]:
-        f = half_step_x(problem, g, problem.epsilon)
-    count = xp.zeros_like(problem.epsilon) + settings.max_iterations
-    return solution_from(settings, problem, f, g, count)
-
-
-def unroll_symmetric(settings: SolverSettings, problem: Problem) -> SinkhornSolution:
-    """`unroll` for a sample against itself: one potential, averaged with its own answer."""
-    xp = array_namespace(problem.cost)
-
-    def iterate(f: Array) -> Array:
-        return 0.5 * (f + half_step_x(problem, f, problem.epsilon))
-
-    f = repeat(problem.cost, settings.max_iterations, iterate, xp.zeros_like(problem.x_weights))
-    count = xp.zeros_like(problem.epsilon) + settings.max_iterations
-    return solution_from(settings, problem, f, f, count)
-
-
 def solve(settings: SolverSettings, *arrays: Any) -> SinkhornSolution:
-    """Solve ``Problem(*arrays)`` to the tolerance; not differentiable."""
-    problem = Problem(*arrays)
+    """Solve a problem to the tolerance, starting from a ``y_potential``; not differentiable.
+
+    ``arrays`` are the fields of `Problem`, then the start.
+    """
+    *fields, start = arrays
+    problem = Problem(*fields)
     xp = array_namespace(problem.cost)
     spread = xp.max(problem.cost) - xp.min(problem.cost)
     zero = xp.zeros_like(problem.epsilon)
@@ -168,7 +63,7 @@ def solve(settings: SolverSettings, *arrays: Any) -> SinkhornSolution:
     state = _absorb(
         problem,
         _Round(
-            zero_x, zero_y, problem.cost, zero_x, zero_y, zero_x, zero_y,
+            zero_x, start, problem.cost, zero_x, zero_y, zero_x, zero_y,
             first, zero + 1.0, zero + math.inf, zero,
         ),
     )  # fmt: skip
@@ -181,17 +76,36 @@ def solve(settings: SolverSettings, *arrays: Any) -> SinkhornSolution:
     state = while_loop(
         problem.cost, unfinished, lambda state: _round(settings, problem, state), state
     )
+    return _finish(settings, problem, state)
+
+
+def _finish(settings: SolverSettings, problem: Problem, state: _Round) -> SinkhornSolution:
+    """The solution with one hard marginal, y if both are, made exact by scaling the plan.
+
+    In float32 the exponent of an entry is off by the rounding of cost / ε; the scaling takes that
+    out of the sums.
+    """
+    xp = array_namespace(problem.cost)
     f, g = state.x_potential, state.y_potential
+    found = solution_from(settings, problem, f, g, state.num_iterations, state.error)
     if settings.hard[1]:
-        g = half_step_y(problem, f, problem.epsilon)
+        factor = _ratio(problem.y_weights, xp.sum(found.plan, axis=0))
+        g, plan = g + problem.epsilon * xp.log(factor), found.plan * factor
+        error = xp.sum(xp.abs(xp.sum(plan, axis=1) - wanted_x(settings, problem, f)))
+    elif settings.hard[0]:
+        factor = _ratio(problem.x_weights, xp.sum(found.plan, axis=1))
+        f, plan = f + problem.epsilon * xp.log(factor), found.plan * factor[:, None]
+        error = xp.sum(xp.abs(xp.sum(plan, axis=0) - wanted_y(settings, problem, g)))
     else:
-        f = half_step_x(problem, g, problem.epsilon)
-    return solution_from(settings, problem, f, g, state.num_iterations, state.error)
+        return found
+    return found._replace(x_potential=f, y_potential=g, plan=plan, marginal_error=error)
 
 
-def resolved_tolerance(tolerance: float, like: Array) -> float:
-    """``tolerance``, or what the sums of this dtype can resolve if that is more."""
-    return max(tolerance, 64.0 * float(array_namespace(like).finfo(like.dtype).eps))
+def _ratio(weights: Array, sums: Array) -> Array:
+    """weights / sums, and 1 where there is nothing to scale."""
+    xp = array_namespace(weights)
+    usable = (weights > 0) & (sums > 0)
+    return xp.where(usable, weights / xp.where(usable, sums, 1.0), 1.0)
 
 
 def _absorb(problem: Problem, state: _Round) -> _Round:
@@ -234,14 +148,24 @@ def _round(settings: SolverSettings, problem: Problem, state: _Round) -> _Round:
     num_plain = min(PLAIN_STEPS, settings.max_iterations)
     num_relaxed = max(0, min(RELAXED_STEPS, settings.max_iterations - num_plain))
     u, v = repeat(a, num_relaxed, relaxed, (state.x_scaling, state.y_scaling))
-    u, v, error, error_before = repeat(a, num_plain, plain, (u, v, state.error, state.error))
-    log_u, log_v = xp.log(u), xp.log(v)
+    plain_u, plain_v, error, error_before = repeat(
+        a, num_plain, plain, (u, v, state.error, state.error)
+    )
+    log_u, log_v = xp.log(plain_u), xp.log(plain_v)
+    if settings.hard != (True, True):
+        lift = _best_shift(
+            problem, state.x_shift + epsilon * log_u, state.y_shift + epsilon * log_v
+        )
+        log_u, log_v = log_u + lift / epsilon, log_v - lift / epsilon
+        plain_u, plain_v = xp.exp(log_u), xp.exp(log_v)
     largest = xp.maximum(xp.max(xp.abs(log_u)), xp.max(xp.abs(log_v)))
+    # Plain steps would undo what over-relaxation has gathered, so that it goes on from before them.
+    is_plain = state.relaxation <= 1.0
     moved = state._replace(
         x_potential=state.x_shift + epsilon * log_u,
         y_potential=state.y_shift + epsilon * log_v,
-        x_scaling=u,
-        y_scaling=v,
+        x_scaling=xp.where(is_plain, plain_u, u),
+        y_scaling=xp.where(is_plain, plain_v, v),
         num_iterations=state.num_iterations + (num_relaxed + num_plain),
     )
     limit = -0.25 * _log_smallest(problem.cost)
@@ -249,7 +173,7 @@ def _round(settings: SolverSettings, problem: Problem, state: _Round) -> _Round:
     sound = largest < 3.0 * limit
 
     def keep(state: _Round) -> _Round:
-        relaxation = _next_relaxation(settings, state, error, error_before, num_relaxed + num_plain)
+        relaxation = _next_relaxation(settings, state, error, error_before, max(1, num_relaxed))
         accepted = state._replace(
             relaxation=xp.where(at_target, relaxation, xp.ones_like(relaxation)),
             error=xp.where(at_target, error, xp.zeros_like(error) + math.inf),
@@ -272,6 +196,17 @@ def _round(settings: SolverSettings, problem: Problem, state: _Round) -> _Round:
         return _absorb(problem, answered)
 
     return branch(sound, keep, start_over, moved)
+
+
+def _best_shift(problem: Problem, f: Array, g: Array) -> Array:
+    """What to move from g to f: the constant that scaling finds only at rate ρ / (ρ + ε).
+
+    It maximises the dual objective in that direction (Séjourné, Vialard and Peyré, Faster
+    unbalanced optimal transport: translation invariant Sinkhorn, 2022, proposition 2).
+    """
+    log_x_mass = logsumexp(log_or_minus_infinity(problem.x_weights) - f / problem.x_penalty, axis=0)
+    log_y_mass = logsumexp(log_or_minus_infinity(problem.y_weights) - g / problem.y_penalty, axis=0)
+    return (log_x_mass - log_y_mass) / (1.0 / problem.x_penalty + 1.0 / problem.y_penalty)
 
 
 def _scaling_answer(penalty: Array, shift: Array, epsilon: Array, *, hard: bool) -> Callable:
@@ -363,13 +298,6 @@ def _row_scaled_kernel(cost: Array, potential: Array, epsilon: Array) -> tuple[A
     # Far below the row's largest entry nothing counts, and denormal numbers would be slow.
     negligible = 0.7 * _log_smallest(cost)
     return xp.exp(xp.where(scores < negligible, -math.inf, scores)), top
-
-
-def _log(weights: Array) -> Array:
-    """log w with −inf, and no gradient, where w is zero."""
-    xp = array_namespace(weights)
-    positive = weights > 0
-    return xp.where(positive, xp.log(xp.where(positive, weights, 1.0)), -math.inf)
 
 
 def _log_smallest(like: Array) -> float:
