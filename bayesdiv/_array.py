@@ -14,6 +14,7 @@ Array = Any
 
 __all__ = [
     "Array",
+    "absolute",
     "array_namespace",
     "as_array_like",
     "clip",
@@ -95,3 +96,8 @@ def solve_lower_triangular(matrix: Array, right: Array) -> Array:
     matrix = jax.numpy.broadcast_to(matrix, batch + matrix.shape[-2:])
     right = jax.numpy.broadcast_to(right, batch + right.shape[-2:])
     return jax.scipy.linalg.solve_triangular(matrix, right, lower=True)
+
+
+def absolute(x: Array) -> Array:
+    """|x| with slope 0 at 0 in both libraries; JAX's own has slope 1 there."""
+    return x * stop_gradient(array_namespace(x).sign(x))

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from bayesdiv._array import Array, array_namespace, is_torch_array, stop_gradient
+from bayesdiv._array import Array, absolute, array_namespace, is_torch_array, stop_gradient
 
 GROUND_COSTS = ("sqeuclidean", "euclidean", "l1")
 
@@ -69,7 +69,7 @@ def _norms(x: Array, y: Array, *, order: int) -> Array:
         return xp.cdist(x.contiguous(), y.contiguous(), p=float(order), compute_mode=mode)
     gap = x[:, None, :] - y[None, :, :]
     if order == 1:
-        return xp.sum(xp.abs(gap), axis=-1)
+        return xp.sum(absolute(gap), axis=-1)
     squared = xp.sum(gap * gap, axis=-1)
     apart = squared > 0
     return xp.where(apart, xp.sqrt(xp.where(apart, squared, 1.0)), 0.0)

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from bayesdiv._array import Array, array_namespace, as_array_like, is_torch_array
+from bayesdiv._array import Array, absolute, array_namespace, as_array_like, is_torch_array
 from bayesdiv.divergences._control import sorted_rows
 from bayesdiv.divergences._two_sample import uniform_weights
 
@@ -21,7 +21,7 @@ def absolute_power(difference: Array, order: float) -> Array:
     """``|difference| ** order``, elementwise."""
     if order == 2:
         return difference * difference
-    size = array_namespace(difference).abs(difference)
+    size = absolute(difference)
     return size if order == 1 else size**order
 
 
