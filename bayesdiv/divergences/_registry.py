@@ -7,7 +7,14 @@ from typing import Any
 
 from bayesdiv.divergences import _algebra, _members
 from bayesdiv.divergences._base import FDivergence
+from bayesdiv.divergences._distributional_sliced import DistributionalSlicedWasserstein
+from bayesdiv.divergences._energy import EnergyDistance
+from bayesdiv.divergences._max_sliced import MaxSlicedWasserstein
+from bayesdiv.divergences._mmd import MMD
+from bayesdiv.divergences._sinkhorn import Sinkhorn
+from bayesdiv.divergences._sliced import SlicedWasserstein
 from bayesdiv.divergences._two_sample import TwoSampleDivergence
+from bayesdiv.divergences._wasserstein import Wasserstein
 
 _F_DIVERGENCES: dict[str, type[FDivergence]] = {
     "reverse_kl": _members.ReverseKL,
@@ -22,7 +29,15 @@ _F_DIVERGENCES: dict[str, type[FDivergence]] = {
     "total_variation": _members.TotalVariation,
     "generalized_jensen_shannon": _algebra.GeneralizedJensenShannon,
 }
-_TWO_SAMPLE: dict[str, type[TwoSampleDivergence]] = {}
+_TWO_SAMPLE: dict[str, type[TwoSampleDivergence]] = {
+    "wasserstein": Wasserstein,
+    "sinkhorn": Sinkhorn,
+    "sliced_wasserstein": SlicedWasserstein,
+    "max_sliced_wasserstein": MaxSlicedWasserstein,
+    "distributional_sliced_wasserstein": DistributionalSlicedWasserstein,
+    "energy_distance": EnergyDistance,
+    "mmd": MMD,
+}
 
 
 def list_divergences(kind: str = "all") -> list[str]:
@@ -66,7 +81,10 @@ def get_divergence(
             "divergence must be a name, an FDivergence or a TwoSampleDivergence, "
             f"got {divergence!r} of type {type(divergence).__name__}."
         )
-    members = {**_F_DIVERGENCES, **_TWO_SAMPLE}
+    members: dict[str, type[FDivergence] | type[TwoSampleDivergence]] = {
+        **_F_DIVERGENCES,
+        **_TWO_SAMPLE,
+    }
     if divergence not in members:
         raise ValueError(
             f"divergence must be one of {', '.join(members)}, or a divergence object; "
