@@ -24,8 +24,8 @@ _STATISTIC_NAMES = {
 
 
 def guide_groups(
-    guide: Callable,
-    params: Mapping[str, Any],
+    guides: list[Callable],
+    fits: list[Mapping[str, Any]],
     model: Callable,
     args: tuple,
     kwargs: Mapping[str, Any],
@@ -34,39 +34,66 @@ def guide_groups(
     num_draws: int,
     posterior_predictive: bool,
     log_likelihood: bool,
-) -> Groups:
-    """One chain of draws from a fitted guide; see :func:`bayesdiv.diagnostics.to_arviz`."""
-    guide = handlers.substitute(guide, data=dict(params))
-    model = handlers.substitute(model, data=dict(params))
-    guide_key, model_key = jax.random.split(rng_key)
-    first = handlers.trace(handlers.seed(guide, guide_key)).get_trace(*args, **kwargs)
-    subsamples = _subsamples(first)
-    reference = _run_model(model, args, kwargs, model_key, _latent_values(first))
-    subsamples |= _subsamples(reference)
-    sites = _read_sites(reference)
-    _check_subsamples(subsamples, log_likelihood=log_likelihood)
-    missing = [name for name in _of_kind(sites, "latent") if name not in first]
+) -> list[Groups]:
+    """One chain of draws from each fitted guide; see :func:`bayesdiv.diagnostics.to_arviz`."""
+    parts = {"posterior_predictive": posterior_predictive, "log_likelihood": log_likelihood}
+    chains, compiled = [], {}
+    for index, (guide, params) in enumerate(zip(guides, fits, strict=True)):
+        key = jax.random.fold_in(rng_key, index)
+        if id(guide) not in compiled:
+            # Restarts of one guide differ in their parameters only and share what is compiled.
+            compiled[id(guide)] = _compile_guide(guide, model, args, kwargs, params, key, parts)
+        draw, sites, reference = compiled[id(guide)]
+        found = jax.device_get(draw(dict(params), jax.random.split(key, num_draws)))
+        chains.append(
+            _to_groups(found, sites, (1, num_draws), reference, log_likelihood=log_likelihood)
+        )
+    return chains
 
-    def draw(key: jax.Array) -> dict[str, Any]:
+
+def _compile_guide(
+    guide: Callable,
+    model: Callable,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    params: Mapping[str, Any],
+    rng_key: jax.Array,
+    parts: Mapping[str, bool],
+) -> tuple[Callable, dict[str, Any], dict[str, Any]]:
+    """A function ``(params, keys) -> values``, the model's sites, and a trace of the model."""
+    guide_key, model_key = jax.random.split(rng_key)
+    fitted = handlers.substitute(guide, data=dict(params))
+    first = handlers.trace(handlers.seed(fitted, guide_key)).get_trace(*args, **kwargs)
+    fitted_model = handlers.substitute(model, data=dict(params))
+    reference = _run_model(fitted_model, args, kwargs, model_key, _latent_values(first))
+    subsamples = _subsamples(first) | _subsamples(reference)
+    sites = _read_sites(reference)
+    _check_subsamples(subsamples, log_likelihood=parts["log_likelihood"])
+    missing = [name for name in _of_kind(sites, "latent") if name not in first]
+    if missing:
+        _refuse_parts(missing, **parts)
+
+    def draw(params: dict[str, Any], key: jax.Array) -> dict[str, Any]:
         key_guide, key_model, key_new = jax.random.split(key, 3)
         # Every draw shares the subsample, else a local site would mean another datum in each.
-        seeded = handlers.seed(handlers.substitute(guide, data=subsamples), key_guide)
+        seeded = handlers.seed(handlers.substitute(guide, data=params | subsamples), key_guide)
         trace = handlers.trace(seeded).get_trace(*args, **kwargs)
         values = _latent_values(trace) | subsamples
         log_q = _log_density(trace)
         if missing:
             return {"latent": {n: v for n, v in values.items() if n in sites}, "log_q": log_q}
-        found = _evaluate(model, args, kwargs, key_model, values, sites)
-        if posterior_predictive:
-            found["predictive"] = _predict(model, args, kwargs, key_new, values, sites)
+        with_params = handlers.substitute(model, data=params)
+        found = _evaluate(with_params, args, kwargs, key_model, values, sites)
+        if parts["posterior_predictive"]:
+            found["predictive"] = _predict(with_params, args, kwargs, key_new, values, sites)
         return found | {"log_q": log_q}
 
-    if missing:
-        _refuse_parts(
-            missing, posterior_predictive=posterior_predictive, log_likelihood=log_likelihood
-        )
-    found = _map_draws(draw, jax.random.split(rng_key, num_draws), num_draws)
-    return _to_groups(found, sites, (1, num_draws), reference, log_likelihood=log_likelihood)
+    @jax.jit
+    def draws(params: dict[str, Any], keys: jax.Array) -> dict[str, Any]:
+        size = min(len(keys), _BATCH)
+        return jax.lax.map(lambda key: draw(params, key), keys, batch_size=size)
+
+    return draws, sites, reference
 
 
 def mcmc_groups(
@@ -118,17 +145,14 @@ def mcmc_groups(
             found["predictive"] = _predict(model, args, kwargs, key_new, values, sites)
         return found
 
-    found = _map_draws(evaluate, (jax.random.split(key, count), flat), count)
+    inputs = (jax.random.split(key, count), flat)
+    mapped = jax.jit(lambda xs: jax.lax.map(evaluate, xs, batch_size=min(count, _BATCH)))
+    found = jax.device_get(mapped(inputs))
     groups = _to_groups(found, sites, tuple(lead), reference, log_likelihood=log_likelihood)
     # What the chains recorded themselves stands, sites of the reparameterised model included.
     groups.variables["posterior"] = groups.variables["posterior"] | dict(samples)
     groups.variables["sample_stats"] |= stats
     return groups
-
-
-def _map_draws(function: Callable, inputs: Any, count: int) -> dict[str, Any]:
-    mapped = jax.jit(lambda xs: jax.lax.map(function, xs, batch_size=min(count, _BATCH)))
-    return jax.device_get(mapped(inputs))
 
 
 def _run_model(
@@ -265,8 +289,8 @@ def _refuse_parts(missing: list[str], *, posterior_predictive: bool, log_likelih
     """Enumerated sites are summed out; what depends on their values cannot be had."""
     if posterior_predictive or log_likelihood:
         raise ValueError(
-            "posterior_predictive and log_likelihood need a draw of every latent site, but there is "
-            f"none of {sorted(missing)}; draw enumerated sites with infer_discrete."
+            "posterior_predictive and log_likelihood need a draw of every latent site, but there "
+            f"is none of {sorted(missing)}; draw enumerated sites with infer_discrete."
         )
 
 
@@ -281,9 +305,11 @@ def _to_groups(
     def shaped(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
         return {name: np.reshape(v, (*lead, *np.shape(v)[1:])) for name, v in values.items()}
 
+    values = {**found["latent"], **found.get("deterministic", {})}
     stats = {name: found[name] for name in ("log_p", "log_q") if name in found}
     variables = {
-        "posterior": shaped({**found["latent"], **found.get("deterministic", {})}),
+        # Compiled code returns sites by name; the model's order reads better.
+        "posterior": shaped({name: values[name] for name in sites if name in values}),
         "sample_stats": shaped(stats),
         "posterior_predictive": shaped(found.get("predictive", {})),
         "log_likelihood": shaped(found.get("log_likelihood", {})) if log_likelihood else {},
@@ -292,8 +318,3 @@ def _to_groups(
         },
     }
     return Groups(variables, _dims(sites))
-
-
-def fold_key(rng_key: jax.Array, index: int) -> jax.Array:
-    """The key of restart ``index``."""
-    return jax.random.fold_in(rng_key, index)
