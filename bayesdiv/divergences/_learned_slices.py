@@ -55,7 +55,7 @@ class LearnedSlices(SlicedDivergence):
         return state
 
     def _climb(self, state: Any, samples: Samples) -> tuple[Any, Array]:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must implement _climb.")
 
     def __call__(
         self,

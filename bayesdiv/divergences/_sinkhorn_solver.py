@@ -46,6 +46,7 @@ class _Round(NamedTuple):
     relaxation: Array
     error: Array
     num_iterations: Array
+    is_stale: Array
 
 
 def solve(settings: SolverSettings, *arrays: Any) -> SinkhornSolution:
@@ -59,19 +60,27 @@ def solve(settings: SolverSettings, *arrays: Any) -> SinkhornSolution:
     spread = xp.max(problem.cost) - xp.min(problem.cost)
     zero = xp.zeros_like(problem.epsilon)
     zero_x, zero_y = xp.zeros_like(problem.x_weights), xp.zeros_like(problem.y_weights)
+    # A forbidden pair of infinite cost says nothing about the scale.
     first = xp.maximum(problem.epsilon, ANNEALING_START * spread)
-    state = _absorb(
-        problem,
-        _Round(
-            zero_x, start, problem.cost, zero_x, zero_y, zero_x, zero_y,
-            first, zero + 1.0, zero + math.inf, zero,
-        ),
-    )  # fmt: skip
+    state = _Round(
+        x_potential=zero_x,
+        y_potential=start,
+        kernel=problem.cost,
+        x_shift=zero_x,
+        y_shift=zero_y,
+        x_scaling=zero_x,
+        y_scaling=zero_y,
+        epsilon=xp.where(xp.isfinite(spread), first, problem.epsilon),
+        relaxation=zero + 1.0,
+        error=zero + math.inf,
+        num_iterations=zero,
+        is_stale=zero < 1.0,
+    )
     tolerance = resolved_tolerance(settings.tolerance, problem.cost)
 
     def unfinished(state: _Round) -> Array:
-        short = (state.error > tolerance) & (state.num_iterations < settings.max_iterations)
-        return (state.epsilon > problem.epsilon) | short
+        short = (state.epsilon > problem.epsilon) | (state.error > tolerance)
+        return short & (state.num_iterations < settings.max_iterations)
 
     state = while_loop(
         problem.cost, unfinished, lambda state: _round(settings, problem, state), state
@@ -109,7 +118,7 @@ def _ratio(weights: Array, sums: Array) -> Array:
 
 
 def _absorb(problem: Problem, state: _Round) -> _Round:
-    """Rebuild the kernel around the potentials and start its scalings at one."""
+    """Rebuild a stale kernel around the potentials and start its scalings at one."""
     xp = array_namespace(problem.cost)
     kernel, top = _row_scaled_kernel(problem.cost, state.y_potential, state.epsilon)
     row_sums = kernel @ problem.y_weights
@@ -122,12 +131,14 @@ def _absorb(problem: Problem, state: _Round) -> _Round:
         y_shift=y_shift,
         x_scaling=x_scaling,
         y_scaling=xp.ones_like(y_shift),
+        is_stale=~state.is_stale,
     )
 
 
 def _round(settings: SolverSettings, problem: Problem, state: _Round) -> _Round:
     """Some relaxed and some plain iterations at one ε, then what the next round needs."""
     xp = array_namespace(problem.cost)
+    state = branch(state.is_stale, lambda old: _absorb(problem, old), lambda old: old, state)
     a, b, epsilon = problem.x_weights, problem.y_weights, state.epsilon
     x_answer = _scaling_answer(problem.x_penalty, state.x_shift, epsilon, hard=settings.hard[0])
     y_answer = _scaling_answer(problem.y_penalty, state.y_shift, epsilon, hard=settings.hard[1])
@@ -174,26 +185,25 @@ def _round(settings: SolverSettings, problem: Problem, state: _Round) -> _Round:
 
     def keep(state: _Round) -> _Round:
         relaxation = _next_relaxation(settings, state, error, error_before, max(1, num_relaxed))
-        accepted = state._replace(
+        return state._replace(
             relaxation=xp.where(at_target, relaxation, xp.ones_like(relaxation)),
             error=xp.where(at_target, error, xp.zeros_like(error) + math.inf),
             epsilon=xp.maximum(problem.epsilon, ANNEALING_FACTOR * epsilon),
+            is_stale=~(at_target & (largest < limit)),
         )
-        settled = at_target & (largest < limit)
-        return branch(settled, lambda s: s, lambda s: _absorb(problem, s), accepted)
 
     def start_over(_: _Round) -> _Round:
         # The scalings left the range of the dtype: one iteration in the log domain from before.
         f = half_step_x(problem, state.y_potential, epsilon)
         g = half_step_y(problem, f, epsilon)
-        answered = state._replace(
+        return state._replace(
             x_potential=f,
             y_potential=g,
             relaxation=xp.ones_like(state.relaxation),
             error=xp.zeros_like(state.error) + math.inf,
             num_iterations=state.num_iterations + 1,
+            is_stale=~state.is_stale,
         )
-        return _absorb(problem, answered)
 
     return branch(sound, keep, start_over, moved)
 

@@ -210,12 +210,19 @@ def test_weight_of_zero_is_no_point(backend):
     assert value(x, y, a, b) == pytest.approx(kept, abs=1e-11)
 
 
-@pytest.mark.parametrize("gradient", ["implicit", "unroll", "envelope"])
-@pytest.mark.parametrize("value", ["regularized", "sharp"])
-@pytest.mark.parametrize("penalty", [(math.inf, math.inf), (0.7, 2.0), (math.inf, 0.5)])
+@pytest.mark.parametrize(
+    ("value", "gradient", "penalty"),
+    [
+        ("regularized", "envelope", (math.inf, math.inf)),
+        ("regularized", "envelope", (0.7, 2.0)),
+        ("regularized", "unroll", (math.inf, 0.5)),
+        ("sharp", "implicit", (math.inf, math.inf)),
+        ("sharp", "implicit", (0.7, 2.0)),
+        ("sharp", "implicit", (math.inf, 0.5)),
+        ("sharp", "unroll", (math.inf, math.inf)),
+    ],
+)
 def test_gradient_by_finite_differences(backend, value, gradient, penalty):
-    if gradient == "envelope" and value == "sharp":
-        pytest.skip("holds the plan fixed on purpose")
     x, y, a, b = rectangular()
     divergence = Sinkhorn(
         epsilon=0.5,
@@ -326,6 +333,23 @@ def test_scalings_that_leave_the_range_start_over_in_the_log_domain(backend):
     self_term = Sinkhorn(epsilon=1e-3, tolerance=1e-5)
     far = make_array(backend, [[0.0], [30.0]], "float32")
     assert float(self_term(far, far)) == pytest.approx(0.0, abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Sinkhorn stopped")
+def test_forbidden_pairs_and_impossible_problems_come_to_an_end(backend):
+    def costs(forbidden):
+        def cost(x, y):
+            matrix = (x - y.T) ** 2
+            return matrix + make_array(backend, np.where(forbidden, math.inf, 0.0))
+
+        return Sinkhorn(cost=cost, debias=False, value="sharp", epsilon=0.1)
+
+    x = make_array(backend, [[0.0], [1.0]])
+    y = make_array(backend, [[0.2], [0.9]])
+    plan = costs(np.array([[True, False], [False, True]])).solve(x, y).plan
+    np.testing.assert_allclose(to_numpy(plan), [[0.0, 0.5], [0.5, 0.0]], atol=1e-12)
+    nobody = costs(np.array([[True, True], [False, False]])).solve(x, y)
+    assert not bool(nobody.converged)
 
 
 def test_relative_epsilon_follows_the_scale_of_the_cost(backend):
