@@ -11,25 +11,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from scipy import linalg, optimize
 
-
-class Target(Protocol):
-    """Minus the log-density of the unconstrained latent vector z, in float64 NumPy."""
-
-    dim: int
-
-    def value_and_gradient(self, z: np.ndarray) -> tuple[float, np.ndarray]:
-        """Potential and gradient at ``z``, shapes () and (dim,)."""
-
-    def hessian(self, z: np.ndarray) -> np.ndarray:
-        """Second derivatives at ``z``, shape (dim, dim)."""
-
-    def values(self, z: np.ndarray) -> np.ndarray:
-        """Potentials of a batch, shape (batch, dim) → (batch,)."""
+from bayesdiv.fitting._refine import refine_normal
+from bayesdiv.fitting._target import Target
 
 
 @dataclass(frozen=True)
@@ -54,7 +41,7 @@ def find_starts(
     A path is L-BFGS in coordinates scaled by the initial curvature, then Newton steps. Along it,
     normal approximations with the local curvature compete by their ELBO (as in Pathfinder, Zhang et
     al. 2022, but with exact curvature): a joint mode that is sharper than the posterior, as that of
-    a hierarchical model can be, does not win.
+    a hierarchical model can be, does not win. The winner is refined to the best normal overall.
 
     Raises
     ------
@@ -96,14 +83,21 @@ def _best_on_path(
             best = candidate
     if best is None:
         raise ValueError("the log-density is not finite around the path")
-    return best
+    location, scale_tril = refine_normal(target, best.location, best.scale_tril, rng)
+    refined = _with_elbo(target, location, scale_tril, noise)
+    return refined if refined.elbo > best.elbo else best
 
 
 def _normal_at(target: Target, location: np.ndarray, noise: np.ndarray) -> Start | None:
     hessian = target.hessian(location)
     if not np.all(np.isfinite(hessian)):
         return None
-    scale_tril = scale_tril_of(hessian)
+    return _with_elbo(target, location, scale_tril_of(hessian), noise)
+
+
+def _with_elbo(
+    target: Target, location: np.ndarray, scale_tril: np.ndarray, noise: np.ndarray
+) -> Start:
     draws = location + noise @ scale_tril.T
     with np.errstate(all="ignore"):
         potentials = target.values(draws)
@@ -131,6 +125,12 @@ def scale_tril_of(hessian: np.ndarray) -> np.ndarray:
 
 def _minimise(target: Target, point: np.ndarray, max_iterations: int) -> list[np.ndarray]:
     value, _ = target.value_and_gradient(point)
+    for _ in range(5):
+        if np.isfinite(value):
+            break
+        # Towards zero, where exponential links do not overflow.
+        point = 0.1 * point
+        value, _ = target.value_and_gradient(point)
     if not np.isfinite(value):
         raise ValueError(f"the log-density at the starting point is {-value}")
     curvature = np.abs(np.diag(target.hessian(point)))

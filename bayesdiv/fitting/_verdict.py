@@ -52,11 +52,16 @@ def judge(
     log_evidence: float,
     guide: str,
     objective: str,
+    failures: tuple[str, ...] = (),
 ) -> Verdict:
-    """The verdict from a fit's diagnostics; ``guide`` and ``objective`` say what was tried."""
+    """The verdict from a fit's diagnostics; ``guide`` and ``objective`` say what was tried.
+
+    ``failures`` are the messages of windows of steps that were taken back.
+    """
     advice = []
     if not converged:
         advice.append("Not converged: call resume(), or raise max_steps.")
+        advice.extend(f"Steps were taken back: {failure}" for failure in failures)
     if agreement > 0.1:
         advice.append(
             "Restarts disagree: there may be several modes; compare their evidence, or use more "

@@ -1,7 +1,15 @@
-"""Objectives for NumPyro's SVI."""
+"""Objectives by name for NumPyro's SVI, and a fit that needs no settings."""
 
+from bayesdiv.numpyro._fit import FitResult, fit
 from bayesdiv.numpyro._objective import DivergenceELBO, objective
 from bayesdiv.numpyro._pytrees import register_divergence
 from bayesdiv.numpyro._state import StatefulGuide
 
-__all__ = ["DivergenceELBO", "StatefulGuide", "objective", "register_divergence"]
+__all__ = [
+    "DivergenceELBO",
+    "FitResult",
+    "StatefulGuide",
+    "fit",
+    "objective",
+    "register_divergence",
+]
