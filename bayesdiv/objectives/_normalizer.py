@@ -6,7 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from bayesdiv._array import Array, array_namespace, as_array_like, log_mean_exp, stop_gradient
+from bayesdiv._array import (
+    Array,
+    array_namespace,
+    as_array_like,
+    is_jax_array,
+    is_torch_array,
+    log_mean_exp,
+    stop_gradient,
+)
 from bayesdiv.divergences._checks import is_concrete_number, require_finite
 
 
@@ -28,9 +36,12 @@ class GivenNormalizer:
     is_stateful = False
 
     def __call__(self, state: Any, log_weight: Array) -> tuple[Any, Any]:
-        if is_concrete_number(self.log_normalizer):
-            return self.log_normalizer, state
-        return stop_gradient(as_array_like(self.log_normalizer, log_weight)), state
+        known = self.log_normalizer
+        if is_concrete_number(known):
+            return known, state
+        if is_torch_array(known) or is_jax_array(known):
+            known = stop_gradient(known)
+        return as_array_like(known, log_weight), state
 
 
 class RunningNormalizerState(NamedTuple):
