@@ -28,8 +28,8 @@ class CustomDivergence(FDivergence):
     ``log_space=True``, of g(l) = f(eˡ) in l = log u, where f' = g' e⁻ˡ, pseudo_reward = g' − g and
     path_weight = g'' − g'. The line f'(1)(u − 1) is subtracted, which leaves D as it is and makes
     every term of it non-negative; leave linear terms out of f, as −log u rather than u − 1 − log u,
-    since at large u they cancel up to rounding only. Weights are those at
-    :func:`log_ratio_limit` where |l| is larger, as u² would overflow.
+    since at large u they cancel up to rounding only. Where u² would overflow (l beyond 43 in
+    single, 350 in double precision) f continues along its tangent and the weights are constant.
 
     Parameters
     ----------
@@ -124,16 +124,20 @@ class CustomDivergence(FDivergence):
         return guard_limits(self._extended_generator, log_ratio, self.value_at_zero)
 
     def _extended_generator(self, log_ratio: Array) -> Array:
-        """f(u), continued below the smallest u of the number format along its tangent in log u."""
+        """f(u), continued along its tangent in log u where u vanishes, in u where u² overflows."""
         xp = array_namespace(log_ratio)
         line = xp.expm1(log_ratio) * self._slope_at_one(log_ratio)
         if self.log_space:
             return self.function(log_ratio) - line
-        edge = 1.0 - largest_exponent(log_ratio)
-        inside = xp.where(log_ratio < edge, xp.full_like(log_ratio, edge), log_ratio)
-        at_edge = _single(log_ratio, edge)
+        edge, limit = 1.0 - largest_exponent(log_ratio), log_ratio_limit(log_ratio)
+        at_edge, at_limit = _single(log_ratio, edge), _single(log_ratio, limit)
         tangent = xp.exp(at_edge) * self._raw_derivative(at_edge)
-        return self._composed(inside) - line + _fixed_slope(tangent) * (log_ratio - inside)
+        above = xp.where(
+            log_ratio > limit, xp.exp(log_ratio) - math.exp(limit), xp.zeros_like(line)
+        )
+        rise = above * stop_gradient(self._raw_derivative(at_limit))
+        inside = self._composed(clip(log_ratio, edge, limit))
+        return inside - line + rise + _below(log_ratio, edge, tangent)
 
     def derivative(self, log_ratio: Array) -> Array:
         slope_at_one = self._slope_at_one(log_ratio)
@@ -146,10 +150,10 @@ class CustomDivergence(FDivergence):
         rise = xp.exp(finite) * self._raw_derivative(finite)
         value = rise - self._composed(finite) - self._slope_at_one(log_ratio)
         # Below the cut along the tangent, whose slope is the path weight.
+        edge = -log_ratio_limit(log_ratio)
+        slope = self.path_weight(_single(log_ratio, edge))
+        value = value + _below(log_ratio, edge, slope)
         absent = log_ratio == -math.inf
-        below = xp.where(absent | (log_ratio > finite), finite, log_ratio) - finite
-        at_edge = _single(log_ratio, -log_ratio_limit(log_ratio))
-        value = value + _fixed_slope(self.path_weight(at_edge)) * below
         return xp.where(absent, xp.full_like(value, -self.value_at_zero), value)
 
     def path_weight(self, log_ratio: Array) -> Array:
@@ -209,7 +213,14 @@ def _single(like: Array, value: float) -> Array:
     return array_namespace(like).full_like(one, value)
 
 
-def _fixed_slope(slope: Array) -> Array:
-    """``slope`` as a constant, finite so that its product with zero is zero."""
-    largest = math.exp(0.5 * largest_exponent(slope))
-    return clip(stop_gradient(slope), -largest, largest)
+def _below(log_ratio: Array, edge: float, slope: Array) -> Array:
+    """``slope · (l − edge)`` where l is finite and below ``edge``, 0 elsewhere.
+
+    The slope is a constant, and 0 where it overflowed. The difference is masked, not cut: elsewhere
+    its two halves would each carry a gradient of the size of the slope.
+    """
+    xp = array_namespace(log_ratio)
+    slope = stop_gradient(slope)
+    slope = xp.where(xp.isfinite(slope), slope, xp.zeros_like(slope))
+    inside = (log_ratio < edge) & (log_ratio != -math.inf)
+    return slope * xp.where(inside, log_ratio - edge, xp.zeros_like(log_ratio))

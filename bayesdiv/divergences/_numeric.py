@@ -73,7 +73,7 @@ def conjugate_by_inversion(divergence: FDivergence, t: Array) -> Array:
     low = xp.full_like(fixed, -limit)
     high = xp.full_like(fixed, limit)
     below = fixed < divergence.derivative(low)
-    above = fixed > divergence.derivative(high)
+    above = fixed > divergence.slope_at_infinity
     # Each step halves the bracket: 64 steps exhaust the 53 bits of a double.
     for _ in range(64):
         middle = 0.5 * (low + high)
