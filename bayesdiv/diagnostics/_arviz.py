@@ -77,7 +77,7 @@ def to_arviz(
     objective
         What was minimised: a name, a divergence or the ``loss`` itself; goes into the attributes.
     losses
-        The loss history, or a list of histories; goes into the attributes.
+        The loss history, or a list of histories, which the attribute keeps one after another.
     dims, coords
         Names of axes by variable, and labels along them, as in ArviZ.
     backend
@@ -215,17 +215,12 @@ def _losses_of(params: Any) -> Any:
     return None
 
 
-def _loss_attribute(losses: Any) -> list | None:
-    """Numbers that netCDF can hold: of one run, or of several in a row, padded with NaN."""
+def _loss_attribute(losses: Any) -> list[float] | None:
+    """Plain numbers, which netCDF can hold; several histories one after another."""
     if losses is None:
         return None
-    if isinstance(losses, list | tuple):
-        histories = [np.atleast_1d(as_numpy(entry)).astype(np.float64) for entry in losses]
-        longest = max((len(history) for history in histories), default=0)
-        losses = np.full((len(histories), longest), np.nan)
-        for row, history in zip(losses, histories, strict=True):
-            row[: len(history)] = history
-    return as_numpy(losses).astype(np.float64).ravel().tolist()
+    histories = losses if isinstance(losses, list | tuple) else [losses]
+    return np.concatenate([np.ravel(as_numpy(entry)) for entry in histories]).astype(float).tolist()
 
 
 def describe_objective(objective: Any) -> dict[str, Any]:

@@ -111,7 +111,8 @@ def posterior_draws(data: Any, name: str = "data") -> dict[str, np.ndarray]:
     """Draws ``{variable: (draws, *shape)}``, chains joined.
 
     ``data`` is an ArviZ container of either generation, an ``xarray.Dataset`` with dims chain and
-    draw, or a mapping of arrays whose first axis counts the draws.
+    draw, an MCMC object of Pyro or NumPyro, or a mapping of arrays whose first axis counts the
+    draws.
 
     Raises
     ------
@@ -120,30 +121,30 @@ def posterior_draws(data: Any, name: str = "data") -> dict[str, np.ndarray]:
     TypeError
         Anything else.
     """
-    if isinstance(data, Mapping) and not hasattr(data, "dims") and not hasattr(data, "groups"):
-        draws = {key: as_numpy(value) for key, value in data.items()}
-        counts = {value.shape[:1] for value in draws.values()}
-        if len(counts) != 1 or counts == {()}:
-            raise ValueError(
-                f"{name} must map variables to arrays with one common number of draws in front, "
-                f"got shapes { {key: value.shape for key, value in draws.items()} }."
-            )
+    if hasattr(data, "get_samples"):
+        data = data.get_samples()
+    if hasattr(data, "groups"):
+        if "posterior" in data:
+            data = data["posterior"]
+        elif "draw" not in getattr(data, "dims", ()):
+            raise ValueError(f"{name} must have a posterior group, got {list(data)}.")
+    if hasattr(data, "data_vars"):
+        draws = {}
+        for key in data.data_vars:
+            values = data[key].transpose("chain", "draw", ...).values
+            draws[str(key)] = values.reshape(-1, *values.shape[2:])
         return draws
-    if hasattr(data, "data_vars") and hasattr(data, "to_dataset") is False:
-        dataset = data
-    elif hasattr(data, "data_vars") and "draw" in getattr(data, "dims", ()):
-        dataset = data
-    elif hasattr(data, "posterior"):
-        dataset = data["posterior"]
-    elif hasattr(data, "groups"):
-        raise ValueError(f"{name} must have a posterior group, got groups {data.groups}.")
-    else:
+    if not isinstance(data, Mapping):
         raise TypeError(
-            f"{name} must be an ArviZ container with a posterior, an xarray.Dataset or a mapping "
-            f"of draws, got {type(data).__name__}."
+            f"{name} must be an ArviZ container with a posterior, an xarray.Dataset, an MCMC "
+            f"object or a mapping of draws, got {type(data).__name__}."
         )
-    draws = {}
-    for key in dataset.data_vars:
-        values = dataset[key].transpose("chain", "draw", ...).values
-        draws[str(key)] = values.reshape(-1, *values.shape[2:])
+    draws = {key: as_numpy(value) for key, value in data.items()}
+    counts = {value.shape[:1] for value in draws.values()}
+    if len(counts) != 1 or counts == {()}:
+        shapes = {key: value.shape for key, value in draws.items()}
+        raise ValueError(
+            f"{name} must map variables to arrays with one common number of draws in front, got "
+            f"shapes {shapes}."
+        )
     return draws

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,17 +23,19 @@ class Groups:
 
     ``variables[group][name]`` has shape ``(chain, draw, *shape)``; groups whose name contains
     "data" have no leading axes. ``dims[name]`` names the axes of ``shape`` from the left, None
-    where an axis has no name; later axes are unnamed. ``attrs`` describe the fit.
+    where an axis has no name; later axes are unnamed. ``attrs`` describe the fit;
+    ``deterministic`` names the variables that follow from others.
     """
 
     variables: dict[str, dict[str, np.ndarray]]
     dims: dict[str, list[str | None]] = field(default_factory=dict)
     attrs: dict[str, Any] = field(default_factory=dict)
+    deterministic: tuple[str, ...] = ()
 
     def with_attrs(self, **attrs: Any) -> Groups:
         """The same groups with more attributes; those that are None are left out."""
         known = {name: value for name, value in attrs.items() if value is not None}
-        return Groups(self.variables, self.dims, {**self.attrs, **known})
+        return replace(self, attrs={**self.attrs, **known})
 
 
 def stack_chains(chains: Sequence[Groups]) -> Groups:
@@ -60,7 +62,7 @@ def stack_chains(chains: Sequence[Groups]) -> Groups:
                     f"posterior; {group}[{name!r}] has shapes {shapes} (draw, ...)."
                 )
             variables[group][name] = np.concatenate([part for part in parts if part is not None])
-    return Groups(variables, first.dims, first.attrs)
+    return replace(first, variables=variables)
 
 
 def group_weighted_draws(draws: Mapping[str, Any], log_weights: Any) -> Groups:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -188,7 +188,6 @@ def resample_groups(groups: Groups, *, seed: int | None = None) -> Groups:
         }
         for group, values in groups.variables.items()
     }
-    found = Groups(variables, groups.dims, groups.attrs)
-    return found.with_attrs(
+    return replace(groups, variables=variables).with_attrs(
         resampled="psis", pareto_k=[c.k for c in smoothed], ess=[c.ess for c in smoothed]
     )

@@ -36,64 +36,93 @@ def guide_groups(
     log_likelihood: bool,
 ) -> list[Groups]:
     """One chain of draws from each fitted guide; see :func:`bayesdiv.diagnostics.to_arviz`."""
-    parts = {"posterior_predictive": posterior_predictive, "log_likelihood": log_likelihood}
-    chains, compiled = [], {}
+    sources: dict[int, GuideDraws] = {}
+    chains = []
     for index, (guide, params) in enumerate(zip(guides, fits, strict=True)):
-        key = jax.random.fold_in(rng_key, index)
-        if id(guide) not in compiled:
-            # Restarts of one guide differ in their parameters only and share what is compiled.
-            compiled[id(guide)] = _compile_guide(guide, model, args, kwargs, params, key, parts)
-        draw, sites, reference = compiled[id(guide)]
-        found = jax.device_get(draw(dict(params), jax.random.split(key, num_draws)))
-        chains.append(
-            _to_groups(found, sites, (1, num_draws), reference, log_likelihood=log_likelihood)
-        )
+        # Restarts of one guide differ in their parameters only and share what is compiled.
+        if id(guide) not in sources:
+            sources[id(guide)] = GuideDraws(
+                guide,
+                model,
+                args,
+                kwargs,
+                posterior_predictive=posterior_predictive,
+                log_likelihood=log_likelihood,
+            )
+        chains.append(sources[id(guide)](params, jax.random.fold_in(rng_key, index), num_draws))
     return chains
 
 
-def _compile_guide(
-    guide: Callable,
-    model: Callable,
-    args: tuple,
-    kwargs: Mapping[str, Any],
-    params: Mapping[str, Any],
-    rng_key: jax.Array,
-    parts: Mapping[str, bool],
-) -> tuple[Callable, dict[str, Any], dict[str, Any]]:
-    """A function ``(params, keys) -> values``, the model's sites, and a trace of the model."""
-    guide_key, model_key = jax.random.split(rng_key)
-    fitted = handlers.substitute(guide, data=dict(params))
-    first = handlers.trace(handlers.seed(fitted, guide_key)).get_trace(*args, **kwargs)
-    fitted_model = handlers.substitute(model, data=dict(params))
-    reference = _run_model(fitted_model, args, kwargs, model_key, _latent_values(first))
-    subsamples = _subsamples(first) | _subsamples(reference)
-    sites = _read_sites(reference)
-    _check_subsamples(subsamples, log_likelihood=parts["log_likelihood"])
-    missing = [name for name in _of_kind(sites, "latent") if name not in first]
-    if missing:
-        _refuse_parts(missing, **parts)
+class GuideDraws:
+    """Draws from a guide at any of its parameters, compiled once."""
 
-    def draw(params: dict[str, Any], key: jax.Array) -> dict[str, Any]:
-        key_guide, key_model, key_new = jax.random.split(key, 3)
-        # Every draw shares the subsample, else a local site would mean another datum in each.
-        seeded = handlers.seed(handlers.substitute(guide, data=params | subsamples), key_guide)
-        trace = handlers.trace(seeded).get_trace(*args, **kwargs)
-        values = _latent_values(trace) | subsamples
-        log_q = _log_density(trace)
+    def __init__(
+        self,
+        guide: Callable,
+        model: Callable,
+        args: tuple,
+        kwargs: Mapping[str, Any],
+        *,
+        posterior_predictive: bool = False,
+        log_likelihood: bool = False,
+    ) -> None:
+        self.guide, self.model, self.args, self.kwargs = guide, model, args, kwargs
+        self.posterior_predictive, self.log_likelihood = posterior_predictive, log_likelihood
+        self._draws: Callable | None = None
+        self._sites: dict[str, Any] = {}
+        self._reference: dict[str, Any] = {}
+
+    def __call__(self, params: Mapping[str, Any], rng_key: jax.Array, num_draws: int) -> Groups:
+        """One chain of draws at ``params``."""
+        params = dict(params)
+        if self._draws is None:
+            self._draws = self._compile(params, rng_key)
+        found = jax.device_get(self._draws(params, jax.random.split(rng_key, num_draws)))
+        return _to_groups(
+            found,
+            self._sites,
+            (1, num_draws),
+            self._reference,
+            log_likelihood=self.log_likelihood,
+        )
+
+    def _compile(self, params: dict[str, Any], rng_key: jax.Array) -> Callable:
+        """Read the sites off one run, and return ``(params, keys) -> values``."""
+        guide, model, args, kwargs = self.guide, self.model, self.args, self.kwargs
+        guide_key, model_key = jax.random.split(rng_key)
+        fitted = handlers.substitute(guide, data=params)
+        first = handlers.trace(handlers.seed(fitted, guide_key)).get_trace(*args, **kwargs)
+        fitted_model = handlers.substitute(model, data=params)
+        reference = _run_model(fitted_model, args, kwargs, model_key, _latent_values(first))
+        subsamples = _subsamples(first) | _subsamples(reference)
+        sites = _read_sites(reference)
+        _check_subsamples(subsamples, log_likelihood=self.log_likelihood)
+        missing = [name for name in _of_kind(sites, "latent") if name not in first]
         if missing:
-            return {"latent": {n: v for n, v in values.items() if n in sites}, "log_q": log_q}
-        with_params = handlers.substitute(model, data=params)
-        found = _evaluate(with_params, args, kwargs, key_model, values, sites)
-        if parts["posterior_predictive"]:
-            found["predictive"] = _predict(with_params, args, kwargs, key_new, values, sites)
-        return found | {"log_q": log_q}
+            _refuse_parts(missing, self.posterior_predictive or self.log_likelihood)
+        self._sites, self._reference = sites, reference
 
-    @jax.jit
-    def draws(params: dict[str, Any], keys: jax.Array) -> dict[str, Any]:
-        size = min(len(keys), _BATCH)
-        return jax.lax.map(lambda key: draw(params, key), keys, batch_size=size)
+        def draw(params: dict[str, Any], key: jax.Array) -> dict[str, Any]:
+            key_guide, key_model, key_new = jax.random.split(key, 3)
+            # Every draw shares the subsample, else a local site would mean another datum in each.
+            seeded = handlers.seed(handlers.substitute(guide, data=params | subsamples), key_guide)
+            trace = handlers.trace(seeded).get_trace(*args, **kwargs)
+            values = _latent_values(trace) | subsamples
+            log_q = _log_density(trace)
+            if missing:
+                return {"latent": {n: v for n, v in values.items() if n in sites}, "log_q": log_q}
+            with_params = handlers.substitute(model, data=params)
+            found = _evaluate(with_params, args, kwargs, key_model, values, sites)
+            if self.posterior_predictive:
+                found["predictive"] = _predict(with_params, args, kwargs, key_new, values, sites)
+            return found | {"log_q": log_q}
 
-    return draws, sites, reference
+        @jax.jit
+        def draws(params: dict[str, Any], keys: jax.Array) -> dict[str, Any]:
+            size = min(len(keys), _BATCH)
+            return jax.lax.map(lambda key: draw(params, key), keys, batch_size=size)
+
+        return draws
 
 
 def mcmc_groups(
@@ -131,9 +160,7 @@ def mcmc_groups(
     _check_subsamples(subsamples, log_likelihood=log_likelihood)
     missing = [name for name in _of_kind(sites, "latent") if name not in flat]
     if missing:
-        _refuse_parts(
-            missing, posterior_predictive=posterior_predictive, log_likelihood=log_likelihood
-        )
+        _refuse_parts(missing, posterior_predictive or log_likelihood)
         return Groups(without_model.variables, _dims(sites))
 
     def evaluate(inputs: tuple[jax.Array, dict[str, Any]]) -> dict[str, Any]:
@@ -285,9 +312,9 @@ def _check_subsamples(subsamples: Mapping[str, Any], *, log_likelihood: bool) ->
         )
 
 
-def _refuse_parts(missing: list[str], *, posterior_predictive: bool, log_likelihood: bool) -> None:
+def _refuse_parts(missing: list[str], wanted: bool) -> None:  # noqa: FBT001 - private
     """Enumerated sites are summed out; what depends on their values cannot be had."""
-    if posterior_predictive or log_likelihood:
+    if wanted:
         raise ValueError(
             "posterior_predictive and log_likelihood need a draw of every latent site, but there "
             f"is none of {sorted(missing)}; draw enumerated sites with infer_discrete."
@@ -317,4 +344,5 @@ def _to_groups(
             name: np.asarray(reference[name]["value"]) for name in _of_kind(sites, "observed")
         },
     }
-    return Groups(variables, _dims(sites))
+    deterministic = tuple(_of_kind(sites, "deterministic"))
+    return Groups(variables, _dims(sites), deterministic=deterministic)

@@ -89,7 +89,7 @@ def mcmc_groups(
         )
     groups = _to_groups(found, layout, tuple(lead), {}, log_likelihood)
     groups.variables["sample_stats"].update(stats)
-    return Groups(groups.variables, groups.dims, attrs)
+    return groups.with_attrs(**attrs)
 
 
 @contextmanager
@@ -161,4 +161,4 @@ def _to_groups(
         "log_likelihood": shaped(found.log_likelihood) if log_likelihood else {},
         "observed_data": {name: as_numpy(value) for name, value in layout.observed.items()},
     }
-    return Groups(variables, layout.dims())
+    return Groups(variables, layout.dims(), deterministic=tuple(layout.names("deterministic")))
