@@ -14,6 +14,7 @@ from torch.distributions import biject_to
 
 from bayesdiv.divergences import TwoSampleDivergence
 from bayesdiv.objectives import ObjectiveSettings
+from bayesdiv.objectives._sample_spaces import refuse_without_observations
 from bayesdiv.objectives._samples import (
     Pair,
     compare,
@@ -27,13 +28,13 @@ from bayesdiv.objectives._samples import (
 from bayesdiv.pyro._objective import DivergenceELBO
 from bayesdiv.pyro._sample_sites import (
     Nodes,
-    check_no_joint_site,
     check_reparameterized,
-    check_whole_plates,
+    check_whole_latents,
+    codes_of,
     detached,
-    find_codes,
     latent_part,
     latent_sites,
+    outside_codes,
     predictive_rows,
     refuse_log_weights,
     side_by_side,
@@ -41,7 +42,6 @@ from bayesdiv.pyro._sample_sites import (
 from bayesdiv.pyro._sites import (
     as_term,
     check_match,
-    plates_of,
     sample_sites,
     scaled,
     unscaled_log_prob,
@@ -283,7 +283,7 @@ class SampleObjective(ELBO):
         rows, log_joints, log_weights = [], [], []
         for model_trace, guide_trace in traces:
             sites = list(latent_sites(model_trace))
-            check_whole_plates(sites)
+            check_whole_latents(model_trace)
             rows.append(
                 self._latent_rows(
                     (biject_to(s["fn"].support), guide_trace.nodes[s["name"]]["value"])
@@ -319,12 +319,11 @@ class SampleObjective(ELBO):
         first = traces[0][0]
         observed = [s["name"] for s in sample_sites(first) if s["infer"].get("was_observed")]
         if not observed:
-            raise ValueError(
-                "space='data' compares observed sites, and the model has none; pass observations, "
-                "or use space='latent'."
-            )
+            refuse_without_observations()
         loss: Any = 0.0
         for name in observed:
+            if first.nodes[name]["mask"] is False:
+                continue
             rows, predicted, weights = predictive_rows(traces, name, self.num_particles)
             pair = predictive_pair(rows, predicted, weights=weights, context=context, site=name)
             if self.settings.standardize:
@@ -340,7 +339,8 @@ class SampleObjective(ELBO):
     def _codes_loss(
         self, model: Any, traces: list[Any], args: Any, kwargs: Any, *, training: bool
     ) -> torch.Tensor:
-        names, plate_names, full_size = find_codes(traces[0][0])
+        found = codes_of(traces[0][0])
+        names = found.names
         codes, prior, others = [], [], []
         for model_trace, guide_trace in traces:
             codes.append(side_by_side(model_trace, names))
@@ -350,18 +350,13 @@ class SampleObjective(ELBO):
                 prior.append(side_by_side(drawn, names))
             else:
                 prior.append(self._ancestral(model, guide_trace, names, args, kwargs))
-            outside = [
-                site
-                for site in sample_sites(guide_trace)
-                if not {plate.name for plate in plates_of(site)} & plate_names
-            ]
-            check_no_joint_site(outside, names, model_trace)
+            outside = outside_codes(model_trace, guide_trace, found)
             kept = [site for site in sample_sites(model_trace) if site["name"] not in names]
             log_joint = self._density(kept)
             others.append(log_joint - self._density(outside) if outside else log_joint)
         pair = Pair(torch.cat(prior), torch.cat(codes))
         divergence = self._compare("codes", pair, training=training)
-        return self.settings.penalty * full_size * divergence - torch.cat(others).mean()
+        return self.settings.penalty * found.full_size * divergence - torch.cat(others).mean()
 
     def _ancestral(
         self, model: Any, guide_trace: Any, names: list[str], args: Any, kwargs: Any
