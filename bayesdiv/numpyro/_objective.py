@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpyro import handlers
 from numpyro.infer.elbo import ELBO
 
 from bayesdiv.divergences import ReverseKL
@@ -200,7 +201,7 @@ class DivergenceELBO(ELBO):
                 if site["type"] == "sample"
             }
 
-        keys = _particle_keys(rng_key, count, split=count > 1)
+        keys = jax.random.split(rng_key, count) if count > 1 else rng_key[None]
         table = {name: np.asarray(values) for name, values in jax.vmap(by_site)(keys).items()}
         good = np.ones(count, dtype=bool)
         for values in table.values():
@@ -251,13 +252,13 @@ def _estimate(
         )
 
     count = settings.count
-    if count == 1 and not share_plates:
-        particles = jax.tree.map(lambda x: x[None], one(rng_key))
+    if count == 1:
+        only = jax.random.split(rng_key, 1)[0] if share_plates else rng_key
+        particles = jax.tree.map(lambda x: jnp.asarray(x)[None], one(only))
     else:
         particles = elbo.vectorize_particles_fn(one, jax.random.split(rng_key, count))
     log_weight, log_q, mutable = particles
     layout = findings.layout
-    # A constant objective of the guide needs no division into reparameterised and other sites.
     gradient = findings.gradient
     check_gradient(rule, gradient, count, with_score=log_q is not None)
 
@@ -321,13 +322,7 @@ def _stored_state(settings: ObjectiveSettings, run: Run) -> dict[str, Any] | Non
 
 
 def _with_plate_key(function: Any, key: jax.Array) -> Any:
-    from numpyro import handlers
-
     return handlers.seed(function, key, hide_types=["sample", "prng_key", "control_flow"])
-
-
-def _particle_keys(rng_key: jax.Array, count: int, *, split: bool) -> jax.Array:
-    return jax.random.split(rng_key, count) if split else rng_key[None]
 
 
 def _over_particles(values: jax.Array) -> jax.Array:
