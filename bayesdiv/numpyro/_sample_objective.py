@@ -250,7 +250,9 @@ class SampleObjective(ELBO):
         if reference is None:
             log_weight = jax.lax.stop_gradient(rows.log_joint - rows.log_q)
             pair = posterior_pair(rows.values, log_weight)
-            wake = -jnp.sum(pair.x_weights * rows.log_joint)
+            # −inf is a draw outside the target's support, which weighs nothing.
+            log_joint = jnp.where(log_weight > -jnp.inf, rows.log_joint, 0.0)
+            wake = -jnp.sum(pair.x_weights * log_joint)
             extra = wake - jax.lax.stop_gradient(wake)
             scale_from = pair.y
         else:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.infer.elbo import ELBO
+from pyro.infer.util import is_validation_enabled, validation_enabled
 from pyro.poutine.messenger import Messenger
 from torch.distributions import biject_to
 
@@ -192,6 +193,11 @@ class SampleObjective(ELBO):
 
     # Traces
 
+    def _guess_max_plate_nesting(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
+        # Validation would ask for densities, which likelihoods in "data" need not have.
+        with validation_enabled(is_validation_enabled() and self.settings.space != "data"):
+            super()._guess_max_plate_nesting(model, guide, args, kwargs)
+
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         unwrapped = poutine.unwrap(guide)
         if isinstance(unwrapped, Messenger):
@@ -296,14 +302,16 @@ class SampleObjective(ELBO):
             log_joints.append(log_joint)
             log_weights.append(log_joint.detach() - log_q)
         y, log_joint, log_weight = torch.cat(rows), torch.cat(log_joints), torch.cat(log_weights)
-        if not bool(torch.isfinite(log_weight).all()):
-            refuse_log_weights(traces, self.num_particles, vectorized=self._in_one_run)
+        # −inf is a draw outside the target's support, which weighs nothing.
+        if not bool(log_weight.isfinite().any() & (log_weight < torch.inf).all()):
+            refuse_log_weights(traces, self.max_plate_nesting if self._in_one_run else None)
         pair = posterior_pair(y, log_weight.to(y.dtype))
         self.effective_size = effective_size(log_weight)
         if self.settings.standardize:
             pair = standardize(pair, pair.y)
         loss = self._compare("latent", pair, training=training)
         if log_joint.requires_grad:
+            log_joint = torch.where(log_weight > -torch.inf, log_joint, 0.0)
             wake = -(pair.x_weights * log_joint).sum()
             loss = loss + (wake - wake.detach())
         return loss

@@ -19,7 +19,6 @@ from bayesdiv.objectives._sample_spaces import (
 from bayesdiv.objectives._samples import row_weights
 from bayesdiv.pyro._sites import (
     as_term,
-    describe_non_finite,
     plates_of,
     sample_sites,
     scaled,
@@ -57,23 +56,27 @@ def check_reparameterized(guide_trace: Any, space: str) -> None:
         check_guide_site(site["name"], site["fn"], space)
 
 
-def refuse_log_weights(traces: list[Any], num_particles: int, *, vectorized: bool) -> None:
-    """Raise naming the site and the particle whose log-probability is not finite."""
-    for number, pair in enumerate(traces):
-        for trace in pair:
-            terms = [
-                as_term(site, scaled(site, unscaled_log_prob(site))) for site in sample_sites(trace)
-            ]
-            if all(bool(torch.isfinite(term.log_prob).all()) for term in terms):
-                continue
-            where = describe_non_finite(terms, num_particles, vectorized=vectorized)
-            if not vectorized:
-                where += f" of run {number}"
-            raise ValueError(
-                f"the importance weights of space='latent' are not finite: {where}. Start closer "
-                "(warmup=, a smaller init_scale), or constrain the model so that "
-                "log-probabilities stay finite."
-            )
+def refuse_log_weights(traces: list[Any], depth: int | None) -> None:
+    """Raise naming the site and the particle whose log-probability is not finite.
+
+    ``depth`` is the number of dims of a term that has the particles' among them, None for a loop.
+    """
+    where = "every site is finite, but their sum is not"
+    sites = [(n, site) for n, pair in enumerate(traces) for t in pair for site in sample_sites(t)]
+    for number, site in sites:
+        log_prob = as_term(site, scaled(site, unscaled_log_prob(site))).log_prob.detach()
+        bad = ~torch.isfinite(log_prob)
+        if bool(bad.any()):
+            index = bad.nonzero()[0]
+            particle = int(index[0]) if len(index) == depth else number
+            value = log_prob[tuple(index)].item()
+            where = f"site {site['name']!r} has log-probability {value} at particle {particle}"
+            break
+    raise ValueError(
+        f"the importance weights of space='latent' are not finite: {where}. Start closer "
+        "(warmup=, a smaller init_scale), or constrain the model so that log-probabilities stay "
+        "finite."
+    )
 
 
 def predictive_rows(
