@@ -131,6 +131,8 @@ def _centred(reward: Array) -> Array:
     """Less the mean of the other particles: a baseline independent of the particle itself."""
     xp = array_namespace(reward)
     count = reward.shape[0]
+    if count == 1:
+        return reward
     return (reward - xp.mean(reward, axis=0)) * (count / (count - 1.0))
 
 

@@ -68,9 +68,12 @@ def check_gradient(rule: Any, gradient: str, num_particles: int, *, with_score: 
             f"{name} is defined by its path gradient and has no {gradient!r} gradient or score "
             "term; make every guide site reparameterised, or use 'renyi' or an f-divergence."
         )
-    needed = max(2 if with_score else 1, getattr(rule, "min_particles", 1))
+    # One particle has no baseline. Reverse KL does without, as the hosts' ELBO; other rewards, which
+    # are normalised over the particles, would be constants.
+    with_baseline = with_score and not is_linear(rule)
+    needed = max(2 if with_baseline else 1, getattr(rule, "min_particles", 1))
     if num_particles < needed:
-        reason = "the leave-one-out baseline" if with_score else name
+        reason = "the leave-one-out baseline" if with_baseline else name
         raise ValueError(
             f"num_particles must be at least {needed} for {reason}, got {num_particles}."
         )
