@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.infer.elbo import ELBO
@@ -15,19 +15,28 @@ from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
 from pyro.util import check_site_shape
 
-from bayesdiv.objectives import Estimate, ObjectiveSettings, estimate, is_two_sample
+from bayesdiv.divergences import ReverseKL
+from bayesdiv.objectives import Estimate, ObjectiveSettings, RenyiBound, estimate, is_two_sample
 from bayesdiv.objectives._normalizer import RunningNormalizer
-from bayesdiv.objectives._plates import SiteTerm, find_layout, reduce_to_layout, total
+from bayesdiv.objectives._plates import PlateLayout, SiteTerm, find_layout
 from bayesdiv.pyro._frozen import FrozenGuide, NoPathGradient
+from bayesdiv.pyro._graph import graph_nodes, reaches_parameters
+from bayesdiv.pyro._log_weights import (
+    TraceTerms,
+    Unreparameterized,
+    check_reparameterized,
+    check_scored,
+    guide_terms,
+    model_terms,
+    sum_everything,
+    sum_to_layout,
+)
 from bayesdiv.pyro._sites import (
-    as_term,
     check_match,
     check_sequential_plates,
     describe_non_finite,
-    masked,
+    is_delta,
     sample_sites,
-    scaled,
-    unscaled_log_prob,
 )
 
 _HOST_ARGUMENTS = tuple(
@@ -102,6 +111,15 @@ def objective(
     return DivergenceELBO(settings, **host)
 
 
+@dataclass
+class _Step:
+    """One estimate, the terms that it came from and the state that it leaves behind."""
+
+    estimate: Estimate
+    particles: list[list[SiteTerm]]
+    normalizer_state: Any
+
+
 class DivergenceELBO(ELBO):
     r"""D_f(p‖q) of the posterior p and the guide q, or a bound, estimated from the guide's samples.
 
@@ -110,8 +128,14 @@ class DivergenceELBO(ELBO):
     self-normalised estimate. Plates that enclose every site are independent problems: the
     divergence is applied to each element and summed, so that they may be subsampled.
 
+    With ``gradient="auto"`` reverse KL has the gradient of Pyro's ``Trace_ELBO``; all others have
+    path gradients, or those of plain reparameterisation where the guide or a bound with parameters
+    in the model rules paths out. Sites that are not reparameterised get score-function terms with a
+    leave-one-out baseline, and total variation only those.
+
     Parameters of the model get −E[path_weight · ∇ log p]: the ELBO's gradient under reverse KL, the
-    evidence's (IWAE, wake phase) under forward KL.
+    evidence's (wake phase) under forward KL; under a bound, the bound's own. Point estimates
+    (``Delta`` sites with a parameter) are treated likewise.
 
     Parameters
     ----------
@@ -146,7 +170,10 @@ class DivergenceELBO(ELBO):
             settings.normalizer.init() if settings.normalizer.is_stateful else None
         )
         self._frozen = FrozenGuide()
-        self._reparameterize_whole = False
+        # Built once: looking a name up costs as much as a few sites do.
+        self._reverse_kl = ReverseKL()
+        self._constant = None if settings.has_schedule else settings.at(0)
+        self._is_linear = settings.is_linear
 
     def state_dict(self) -> dict[str, Any]:
         """The step and the running normaliser, which a resumed run needs beside the parameters."""
@@ -162,39 +189,71 @@ class DivergenceELBO(ELBO):
     def differentiable_loss(
         self, model: Any, guide: Any, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        """The loss as a scalar tensor with the surrogate's gradient."""
-        result, _ = self._estimate(model, guide, args, kwargs, training=torch.is_grad_enabled())
-        return result.loss
+        """The loss as a scalar tensor with the surrogate's gradient; a step unless ``no_grad``."""
+        step = self._estimate(model, guide, args, kwargs)
+        if torch.is_grad_enabled():
+            self._accept(step, step.estimate.value.item())
+        return step.estimate.loss
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """The loss as a number, without gradients and without counting as a step."""
         with torch.no_grad():
-            result, _ = self._estimate(model, guide, args, kwargs, training=False)
-        return result.value.item()
+            return self._estimate(model, guide, args, kwargs).estimate.value.item()
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Backpropagate the surrogate and return the loss; the only device synchronisation."""
-        result, terms = self._estimate(model, guide, args, kwargs, training=True)
-        if result.surrogate.requires_grad:
-            result.surrogate.backward(retain_graph=self.retain_graph)
-        value = result.value.item()
-        if not math.isfinite(value):
-            self._refuse(value, terms)
+        step = self._estimate(model, guide, args, kwargs)
+        value = step.estimate.value.item()
+        self._accept(step, value)
+        if step.estimate.surrogate.requires_grad:
+            step.estimate.surrogate.backward(retain_graph=self.retain_graph)
         return value
 
     def estimate(
-        self, model: Any, guide: Any, *args: Any, num_particles: int = 1000, **kwargs: Any
+        self,
+        model: Any,
+        guide: Any,
+        *args: Any,
+        num_particles: int = 1000,
+        chunk_size: int = 1000,
+        **kwargs: Any,
     ) -> Estimate:
-        """The estimate with more particles: its ``log_evidence``, ``ess`` and ``pareto_k``."""
-        fresh = copy.copy(self)
-        grows = self.vectorize_particles and num_particles > 1 and self.num_particles == 1
-        if grows and math.isfinite(self.max_plate_nesting):
-            fresh.max_plate_nesting += 1
-        fresh.num_particles = num_particles
+        """The estimate with more particles: its ``log_evidence``, ``ess`` and ``pareto_k``.
+
+        At most ``chunk_size`` particles are in memory at once.
+        """
+        for name, number in (("num_particles", num_particles), ("chunk_size", chunk_size)):
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number!r}.")
+        parts, layout = [], PlateLayout((), 1.0)
         with torch.no_grad():
-            return fresh._estimate(model, guide, args, kwargs, training=False)[0]
+            for start in range(0, num_particles, chunk_size):
+                fresh = self._with_particles(min(chunk_size, num_particles - start))
+                gathered, layout = fresh._gather(model, guide, args, kwargs, None, "reparam")
+                parts.append(fresh._stack(gathered, layout, "log_weight"))
+                self.max_plate_nesting = fresh._nesting_for(self.num_particles)
+            return self._evaluate(self._current(), torch.cat(parts), layout.scale)
+
+    def _with_particles(self, num_particles: int) -> DivergenceELBO:
+        fresh = copy.copy(self)
+        fresh.max_plate_nesting = self._nesting_for(num_particles)
+        fresh.num_particles = num_particles
+        return fresh
+
+    def _nesting_for(self, num_particles: int) -> float:
+        """``max_plate_nesting`` with that many particles: vectorised ones take a dim of it."""
+        if not self.vectorize_particles or math.isinf(self.max_plate_nesting):
+            return self.max_plate_nesting
+        return self.max_plate_nesting + (num_particles > 1) - (self.num_particles > 1)
 
     # Traces
+
+    def _get_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        if self.num_particles == 1:
+            # Nothing to vectorise, so that the depth of plates need not be guessed by another run.
+            yield self._get_trace(model, guide, args, kwargs)
+        else:
+            yield from super()._get_traces(model, guide, args, kwargs)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         unwrapped = poutine.unwrap(guide)
@@ -212,157 +271,167 @@ class DivergenceELBO(ELBO):
 
     def _check_shapes(self, trace: Any, terms: list[SiteTerm]) -> None:
         for term in terms:
-            site = trace.nodes[term.name]
-            site["log_prob"] = term.log_prob
-            check_site_shape(site, self.max_plate_nesting)
+            check_site_shape(
+                {**trace.nodes[term.name], "log_prob": term.log_prob}, self.max_plate_nesting
+            )
 
     @property
-    def _particle_dim(self) -> int | None:
-        vectorized = self.vectorize_particles and self.num_particles > 1
-        return -int(self.max_plate_nesting) if vectorized else None
+    def _is_vectorized(self) -> bool:
+        return self.vectorize_particles and self.num_particles > 1
 
     # One estimate
 
-    def _estimate(
-        self, model: Any, guide: Any, args: Any, kwargs: Any, *, training: bool
-    ) -> tuple[Estimate, list[SiteTerm]]:
-        current = self.settings.current(self.step)
+    def _current(self) -> Any:
+        if self.step < self.settings.warmup:
+            return self._reverse_kl
+        return self.settings.at(self.step) if self._constant is None else self._constant
+
+    def _estimate(self, model: Any, guide: Any, args: Any, kwargs: Any) -> _Step:
+        current = self._current()
         gradient = self.settings.resolve_gradient(current)
-        if gradient == "path" and self.settings.gradient == "auto" and self._reparameterize_whole:
-            gradient = "reparam"
         try:
-            gathered = self._gather(model, guide, args, kwargs, current, gradient)
-        except NoPathGradient as error:
-            if self.settings.gradient == "path":
-                raise ValueError(
-                    f"gradient='path' needs the density of site {str(error)!r} at a given value, "
-                    "but its flow has no inverse; use gradient='reparam' or 'auto'."
-                ) from error
-            self._reparameterize_whole, gradient = True, "reparam"
-            gathered = self._gather(model, guide, args, kwargs, current, gradient)
-        log_weight, log_q, scale, terms = gathered
+            gathered, layout = self._gather(model, guide, args, kwargs, current, gradient)
+        except NoPathGradient:
+            gathered, layout = self._gather(model, guide, args, kwargs, current, gradient)
+        particles = [terms.inside for terms in gathered]
+        has_score = any(terms.score for terms in gathered)
+        is_elbo = type(current) is ReverseKL
+        if is_elbo and not has_score and not self.settings.normalizer.is_stateful:
+            loss = sum_everything(gathered) * (-1.0 / self.num_particles)
+            return _Step(Estimate(loss, loss.detach(), loss.detach()), particles, None)
+        log_weight = self._stack(gathered, layout, "log_weight")
+        log_normalizer, state = self.settings.normalizer(self.normalizer_state, log_weight)
+        if not torch.is_grad_enabled():
+            result = self._evaluate(current, log_weight, layout.scale)
+            return _Step(result, particles, self.normalizer_state)
+        log_q = self._stack(gathered, layout, "score") if has_score else None
+        if is_elbo and log_q is not None and self.num_particles == 1:
+            # The other estimators have a baseline from the other particles.
+            fixed = log_weight.detach()
+            loss = (log_weight + fixed * log_q).sum() * -layout.scale
+            result = Estimate(loss, fixed.sum() * -layout.scale, fixed, layout.scale)
+            return _Step(result, particles, state)
         if log_q is not None and self.settings.gradient == "auto" and not log_weight.requires_grad:
             gradient = "score"
-        log_normalizer, state = self.settings.normalizer(self.normalizer_state, log_weight)
-        if training:
-            self.step += 1
-            self.normalizer_state = state
+        elif gradient == "path" and not all(terms.has_path for terms in gathered):
+            gradient = "reparam"
         result = estimate(
             current,
             log_weight,
             gradient=gradient,
             log_q=log_q,
             log_normalizer=log_normalizer,
-            scale=scale,
+            scale=layout.scale,
         )
-        return result, terms
+        return _Step(result, particles, state)
+
+    def _evaluate(self, current: Any, log_weight: torch.Tensor, scale: float) -> Estimate:
+        """The value, where no gradient will be asked for."""
+        log_normalizer, _ = self.settings.normalizer(self.normalizer_state, log_weight)
+        gradient = "path" if current.has_path_gradient else "reparam"
+        return estimate(
+            current, log_weight, gradient=gradient, log_normalizer=log_normalizer, scale=scale
+        )
 
     def _gather(
         self, model: Any, guide: Any, args: Any, kwargs: Any, current: Any, gradient: str
-    ) -> tuple[torch.Tensor, torch.Tensor | None, float, list[SiteTerm]]:
-        """log-weights (num_particles, *common plates), log q of score sites, scale and terms."""
-        rows, scores, scale, terms = [], [], 1.0, []
-        with _Unreparameterized() if gradient == "score" else _Nothing():
+    ) -> tuple[list[TraceTerms], PlateLayout]:
+        """Log-probabilities of each pair of traces, and the plates that all their sites share."""
+        if gradient == "score":
+            with Unreparameterized():
+                traces = list(self._get_traces(model, guide, args, kwargs))
+        else:
             traces = list(self._get_traces(model, guide, args, kwargs))
-        run = self._vectorized_num_particles(guide) if self.vectorize_particles else guide
-        linear = self.settings.is_linear and self.step >= self.settings.warmup
+        linear = self._is_linear
+        gathered, layout = [], PlateLayout((), 1.0)
         for model_trace, guide_trace in traces:
-            plus = [
-                as_term(site, scaled(site, unscaled_log_prob(site)))
-                for site in sample_sites(model_trace)
-            ]
-            minus, score = self._guide_terms(run, guide, guide_trace, args, kwargs, gradient)
-            every = [*plus, *minus]
+            if self.settings.gradient in ("path", "reparam"):
+                check_reparameterized(guide_trace, self.settings.gradient)
+            if gradient == "score":
+                check_scored(guide_trace)
+            plus = model_terms(model_trace)
+            frozen = None
+            if gradient == "path" and torch.is_grad_enabled():
+                frozen = self._frozen_log_probs(guide, guide_trace, plus, current, args, kwargs)
+            minus, score = guide_terms(guide_trace, gradient, frozen)
             if is_validation_enabled():
                 self._check_shapes(model_trace, plus)
                 self._check_shapes(guide_trace, minus)
-            check_sequential_plates([*sample_sites(model_trace)], linear=linear)
-            layout = find_layout(every, linear=linear)
-            if layout.scale != 1.0 and isinstance(self.settings.normalizer, RunningNormalizer):
-                raise ValueError(
-                    "normalizer='running' keeps log Z of each plate element, but the plates "
-                    f"{[plate.name for plate in layout.common]} are subsampled and their elements "
-                    "change; use normalizer='self'."
-                )
-            dim = self._particle_dim
-            shape = (() if dim is None else (self.num_particles,)) + tuple(
-                plate.size for plate in layout.common
-            )
-            parts = [reduce_to_layout(term.log_prob, layout, dim) for term in plus]
-            parts += [-reduce_to_layout(term.log_prob, layout, dim) for term in minus]
-            like = every[0].log_prob if every else torch.zeros(())
-            row = total(parts, shape, like)
-            rows.append(row if layout.scale == 1.0 else row / layout.scale)
-            if score:
-                pieces = [reduce_to_layout(term.log_prob, layout, dim) for term in score]
-                scores.append(total(pieces, shape, like))
-            scale = layout.scale
-            terms = every
-        stacked = self._particle_dim is not None
-        log_weight = rows[0] if stacked else torch.stack(rows)
-        if not scores:
-            return log_weight, None, scale, terms
-        return log_weight, scores[0] if stacked else torch.stack(scores), scale, terms
-
-    def _guide_terms(
-        self, run: Any, guide: Any, guide_trace: Any, args: Any, kwargs: Any, gradient: str
-    ) -> tuple[list[SiteTerm], list[SiteTerm]]:
-        """Terms of log q in the log-weight, and those of the sites that need the score function."""
-        sites = list(sample_sites(guide_trace))
-        needs_score = [
-            gradient == "score" or not getattr(site["fn"], "has_rsample", False) for site in sites
-        ]
-        if any(needs_score) and self.settings.gradient in ("path", "reparam"):
-            site = next(site for site, needs in zip(sites, needs_score, strict=True) if needs)
+            if not linear:
+                check_sequential_plates([*sample_sites(model_trace), *sample_sites(guide_trace)])
+            gathered.append(TraceTerms(plus, minus, score, has_path=frozen is not None))
+            # The sums of an ELBO need no plates; the baseline of the score function does.
+            if not linear or score or not torch.is_grad_enabled():
+                layout = find_layout([*plus, *minus], linear=linear)
+        if layout.scale != 1.0 and isinstance(self.settings.normalizer, RunningNormalizer):
             raise ValueError(
-                f"guide site {site['name']!r} ({type(site['fn']).__name__}) is not "
-                f"reparameterised, so gradient={self.settings.gradient!r} does not exist for it; "
-                "use gradient='auto' or 'score'."
+                "normalizer='running' keeps log Z of each plate element, but the plates "
+                f"{[plate.name for plate in layout.common]} are subsampled and their elements "
+                "change; use normalizer='self'."
             )
-        frozen = None
-        if gradient == "path" and torch.is_grad_enabled():
-            frozen = self._frozen.log_probs(run, guide_trace, args, kwargs, guide)
-        inside, score = [], []
-        for site, needs in zip(sites, needs_score, strict=True):
-            own = None
-            if needs or frozen is None:
-                own = unscaled_log_prob(site)
-            if needs and isinstance(own, torch.Tensor):
-                score.append(as_term(site, masked(site, own)))
-            if frozen is not None:
-                log_prob = frozen[site["name"]]
+        return gathered, layout
+
+    def _frozen_log_probs(
+        self,
+        guide: Any,
+        guide_trace: Any,
+        plus: list[SiteTerm],
+        current: Any,
+        args: Any,
+        kwargs: Any,
+    ) -> dict[str, Any] | None:
+        """log q with its parameters held fixed; None where "auto" has to do without."""
+        run = self._vectorized_num_particles(guide) if self._is_vectorized else guide
+        try:
+            if isinstance(current, RenyiBound):
+                _check_model_is_fixed(guide_trace, plus)
+            return self._frozen.log_probs(run, guide_trace, args, kwargs, guide)
+        except NoPathGradient as reason:
+            if self.settings.gradient == "path":
+                raise ValueError(
+                    f"gradient='path' does not exist here: {reason}; use gradient='reparam' or "
+                    "'auto'."
+                ) from reason
+            if reason.is_news:
+                raise
+            return None
+
+    def _stack(self, gathered: list[TraceTerms], layout: PlateLayout, what: str) -> torch.Tensor:
+        """``(num_particles, *common plates)``, without the plates' scale."""
+        dim = -int(self.max_plate_nesting) if self._is_vectorized else None
+        shape = tuple(plate.size for plate in layout.common)
+        if dim is not None:
+            shape = (self.num_particles, *shape)
+        rows = []
+        for terms in gathered:
+            if what == "score":
+                rows.append(sum_to_layout(terms.score, [], layout, dim, shape))
             else:
-                log_prob = own.detach() if gradient == "score" and needs else own
-            inside.append(as_term(site, scaled(site, log_prob)))
-        return inside, score
+                row = sum_to_layout(terms.plus, terms.minus, layout, dim, shape)
+                rows.append(row if layout.scale == 1.0 else row / layout.scale)
+        return rows[0] if dim is not None else torch.stack(rows)
 
-    def _refuse(self, value: float, terms: list[SiteTerm]) -> None:
-        for parameter in pyro.get_param_store().values():
-            leaf = parameter.unconstrained() if hasattr(parameter, "unconstrained") else parameter
-            if leaf.grad is not None:
-                leaf.grad = None
-        where = describe_non_finite(terms, self.num_particles, vectorized=self.vectorize_particles)
-        raise ValueError(
-            f"the loss at step {self.step - 1} is {value}: {where}. The parameters are those of "
-            "the last good step. Start closer (warmup=, a smaller step size, init_scale), or "
-            "constrain the model so that log-probabilities stay finite."
+    def _accept(self, step: _Step, value: float) -> None:
+        """Count the step, or raise and leave everything at the last good one."""
+        if not math.isfinite(value):
+            depth = int(self.max_plate_nesting) if self._is_vectorized else None
+            raise ValueError(
+                f"the loss at step {self.step} is {value}: "
+                f"{describe_non_finite(step.particles, depth)}. The parameters are those of the "
+                "last good step. Start closer (warmup=, a smaller step size, init_scale), or "
+                "constrain the model so that log-probabilities stay finite."
+            )
+        self.step += 1
+        if self.settings.normalizer.is_stateful:
+            self.normalizer_state = step.normalizer_state
+
+
+def _check_model_is_fixed(guide_trace: Any, plus: list[SiteTerm]) -> None:
+    """Raise if log p̃ has parameters: a bound's path weights are those of the samples alone."""
+    random = (site for site in sample_sites(guide_trace) if not is_delta(site["fn"]))
+    noise = graph_nodes(site["value"] for site in random)
+    if reaches_parameters([term.log_prob for term in plus], noise):
+        raise NoPathGradient(
+            "the model has parameters (or the guide point estimates), whose gradient of a bound "
+            "needs other weights than that of the samples"
         )
-
-
-class _Unreparameterized(Messenger):
-    """Samples latent sites without a path for gradients, for the score function."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or msg["value"] is not None or msg["done"]:
-            return
-        if getattr(msg["fn"], "has_rsample", False):
-            with torch.no_grad():
-                msg["value"] = msg["fn"].sample(*msg["args"], **msg["kwargs"])
-
-
-class _Nothing:
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *error: object) -> None:
-        return None

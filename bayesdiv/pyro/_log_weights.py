@@ -1,0 +1,176 @@
+"""From pairs of Pyro traces to log-weights with the independent plates kept apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+
+from bayesdiv.objectives._plates import PlateLayout, SiteTerm, reduce_to_layout
+from bayesdiv.pyro._sites import (
+    NoInverse,
+    as_term,
+    is_delta,
+    log_prob_afresh,
+    masked,
+    sample_sites,
+    scaled,
+    unscaled_log_prob,
+)
+
+# Up to this many elements, terms of one shape are stacked and summed in one operation: less
+# overhead where sites are many and small. Larger ones are not worth the copy.
+_STACKED_ELEMENTS = 4096
+_WORTH_STACKING = 4
+
+
+@dataclass
+class TraceTerms:
+    """One pair of traces as log-probabilities: log p̃ = Σ plus, log q = Σ minus.
+
+    ``score`` holds log q of the sites without reparameterisation, unscaled, with its whole graph;
+    ``has_path`` says whether parameters are held fixed in ``minus``.
+    """
+
+    plus: list[SiteTerm]
+    minus: list[SiteTerm]
+    score: list[SiteTerm]
+    has_path: bool
+
+    @property
+    def inside(self) -> list[SiteTerm]:
+        """All that the log-weight consists of."""
+        return [*self.plus, *self.minus]
+
+
+def model_terms(trace: Any) -> list[SiteTerm]:
+    """log p̃ by site, scaled and masked."""
+    return [as_term(site, scaled(site, unscaled_log_prob(site))) for site in sample_sites(trace)]
+
+
+def _needs_score(site: dict[str, Any], gradient: str) -> bool:
+    if is_delta(site["fn"]):
+        # A point estimate: its parameter is trained like one of the model's.
+        return False
+    return gradient == "score" or not getattr(site["fn"], "has_rsample", False)
+
+
+def check_reparameterized(trace: Any, gradient: str) -> None:
+    """Raise if a guide site cannot be differentiated through its samples."""
+    for site in sample_sites(trace):
+        if _needs_score(site, gradient):
+            raise ValueError(
+                f"guide site {site['name']!r} ({type(site['fn']).__name__}) is not "
+                f"reparameterised, so gradient={gradient!r} does not exist for it; use "
+                "gradient='auto' or 'score'."
+            )
+
+
+def check_scored(trace: Any) -> None:
+    """Raise if a guide site's density depends on parameters in a way that the score cannot see."""
+    for site in sample_sites(trace):
+        if is_delta(site["fn"]) and _has_gradient(unscaled_log_prob(site)):
+            raise ValueError(
+                f"guide site {site['name']!r} is a function of parameters and noise, which has no "
+                "score function; use a guide that samples the site from its own distribution, or "
+                "an objective with path gradients."
+            )
+
+
+def _has_gradient(log_prob: Any) -> bool:
+    return isinstance(log_prob, torch.Tensor) and log_prob.requires_grad
+
+
+def guide_terms(
+    trace: Any, gradient: str, frozen: dict[str, Any] | None
+) -> tuple[list[SiteTerm], list[SiteTerm]]:
+    """log q by site as it stands in the log-weight, and log q of the sites that need the score.
+
+    ``frozen`` holds log-probabilities with the parameters held fixed, for path gradients.
+    """
+    minus, score = [], []
+    for site in sample_sites(trace):
+        needs = _needs_score(site, gradient)
+        own = None
+        if needs:
+            own = _score_log_prob(site)
+        elif frozen is None:
+            own = unscaled_log_prob(site)
+        if needs and isinstance(own, torch.Tensor):
+            score.append(as_term(site, masked(site, own)))
+        if frozen is not None:
+            log_prob = frozen[site["name"]]
+        elif needs and gradient == "score" and isinstance(own, torch.Tensor):
+            log_prob = own.detach()
+        else:
+            log_prob = own
+        minus.append(as_term(site, scaled(site, log_prob)))
+    return minus, score
+
+
+def _score_log_prob(site: dict[str, Any]) -> Any:
+    try:
+        return log_prob_afresh(site)
+    except NoInverse as error:
+        raise ValueError(
+            f"gradient='score' does not exist here: {error}; use a guide with a density, or an "
+            "objective with path gradients."
+        ) from error
+
+
+def sum_to_layout(
+    plus: Sequence[SiteTerm],
+    minus: Sequence[SiteTerm],
+    layout: PlateLayout,
+    particle_dim: int | None,
+    shape: tuple[int, ...],
+) -> torch.Tensor:
+    """Σ plus − Σ minus by particle and common plate, of the given shape."""
+    parts = [reduce_to_layout(x, layout, particle_dim) for x in _sum_by_shape(plus)]
+    parts += [-reduce_to_layout(x, layout, particle_dim) for x in _sum_by_shape(minus)]
+    if not parts:
+        return torch.zeros(shape)
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total if total.shape == shape else total.expand(shape)
+
+
+def sum_everything(gathered: Sequence[TraceTerms]) -> torch.Tensor:
+    """Σ plus − Σ minus over sites, particles and plates."""
+    plus = [part.sum() for part in _sum_by_shape(x for one in gathered for x in one.plus)]
+    minus = [part.sum() for part in _sum_by_shape(x for one in gathered for x in one.minus)]
+    total: Any = plus[0] if plus else 0.0
+    for part in plus[1:]:
+        total = total + part
+    for part in minus:
+        total = total - part
+    return torch.as_tensor(total)
+
+
+def _sum_by_shape(terms: Iterable[SiteTerm]) -> list[torch.Tensor]:
+    """Log-probabilities of equal shape added up, as the array's shape says where its plates are."""
+    groups: dict[Any, list[torch.Tensor]] = {}
+    for number, term in enumerate(terms):
+        log_prob = term.log_prob
+        small = log_prob.numel() <= _STACKED_ELEMENTS
+        key = (log_prob.shape, log_prob.dtype, log_prob.device) if small else number
+        groups.setdefault(key, []).append(log_prob)
+    sums: list[torch.Tensor] = []
+    for group in groups.values():
+        sums.extend(group if len(group) < _WORTH_STACKING else [torch.stack(group).sum(0)])
+    return sums
+
+
+class Unreparameterized(Messenger):
+    """Samples latent sites without a path for gradients, for the score function."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or msg["value"] is not None or msg["done"]:
+            return
+        if getattr(msg["fn"], "has_rsample", False) and not is_delta(msg["fn"]):
+            with torch.no_grad():
+                msg["value"] = msg["fn"].sample(*msg["args"], **msg["kwargs"])
