@@ -149,7 +149,10 @@ def _scaled_generator(divergence: FDivergence, log_scale: Array, log_ratio: Arra
     exponent = 0.0 if tails is None else tails[0]
     if is_concrete_number(exponent):
         if exponent >= 0.0:
-            return _product(xp.exp(log_scale), divergence.generator(log_ratio))
+            # Tails that are not known may overflow too, which only matters if there is mass.
+            scale = xp.exp(log_scale)
+            safe = xp.where(scale > 0.0, log_ratio, xp.zeros_like(log_ratio))
+            return scale * divergence.generator(safe)
     else:
         exponent = xp.minimum(exponent, -xp.finfo(log_ratio.dtype).eps * xp.ones_like(exponent))
     edge = 0.9 * largest_exponent(log_ratio) / exponent
@@ -161,15 +164,6 @@ def _scaled_generator(divergence: FDivergence, log_scale: Array, log_ratio: Arra
     positive = xp.where(beyond, value, xp.ones_like(value))
     power = xp.exp(xp.where(beyond, log_scale + excess, xp.zeros_like(excess)) + xp.log(positive))
     return xp.where(beyond, power, xp.exp(log_scale) * value)
-
-
-def _product(scale: Array, value: Array) -> Array:
-    """``scale · value``, 0 where the scale is 0 although the value may have overflowed."""
-    xp = array_namespace(value)
-    empty = scale == 0.0
-    return xp.where(empty, xp.zeros_like(value), scale) * xp.where(
-        empty, xp.zeros_like(value), value
-    )
 
 
 def _mass_times(cost: Any, log_mass: Array, where: Array) -> Array:
