@@ -34,9 +34,7 @@ def guide_groups(
         values, log_q = draw_guide(guide, args, kwargs, layout, num_draws)
         missing = set(layout.names("latent")) - set(values)
         if missing:
-            _refuse_parts(
-                missing, posterior_predictive=posterior_predictive, log_likelihood=log_likelihood
-            )
+            _refuse_parts(missing, posterior_predictive or log_likelihood)
             draws = {name: as_numpy(values[name])[None] for name in layout.sites if name in values}
             stats = {"log_q": as_numpy(log_q)[None]}
             return Groups({"posterior": draws, "sample_stats": stats}, layout.dims())
@@ -79,9 +77,7 @@ def mcmc_groups(
         layout = read_layout(model, args, kwargs, first)
         missing = set(layout.names("latent")) - set(samples)
         if missing:
-            _refuse_parts(
-                missing, posterior_predictive=posterior_predictive, log_likelihood=log_likelihood
-            )
+            _refuse_parts(missing, posterior_predictive or log_likelihood)
             return Groups(without_model.variables, layout.dims(), attrs)
         _check_request(layout, log_likelihood=log_likelihood)
         found = evaluate_model(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -51,7 +53,7 @@ class Runner:
             From the objective, or when the loss is no longer finite.
         """
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        with pyro.get_param_store().scope(), torch.random.fork_rng(devices=devices):
+        with pyro.get_param_store().scope(), torch.random.fork_rng(devices=devices), _quiet():
             torch.manual_seed(seed)
             # Networks inside the model start anew as well.
             is_module = isinstance(self.model, torch.nn.Module)
@@ -85,3 +87,15 @@ class Runner:
         # A hundredth of the step size at the end: what is compared are objectives, not noise.
         decay = 0.01 ** (1.0 / self.num_steps)
         return pyro.optim.ClippedAdam({"lr": self.learning_rate, "lrd": decay})
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the host's line about plates at every fit, which would break the progress bar."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(max(level, logging.WARNING))
+    try:
+        yield
+    finally:
+        root.setLevel(level)
