@@ -10,6 +10,7 @@ density at a fixed value is unknown; flows without an inverse; guides with rando
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -236,7 +237,10 @@ def _frozen_parameters(guide_trace: Any, guide: Any) -> Iterator[None]:
     try:
         for leaf in leaves:
             leaf.requires_grad = False
-        yield
+        with warnings.catch_warnings():
+            # What pyro.module has to say about a parameter that is frozen on purpose.
+            warnings.filterwarnings("ignore", ".*was not registered in the param store")
+            yield
     finally:
         for leaf in leaves:
             leaf.requires_grad = True

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch.distributions import Distribution
 from torch.distributions.transforms import Transform
+
+_PLAIN = (bool, int, float, str, torch.Size, type(None))
 
 
 def graph_nodes(values: Iterable[torch.Tensor]) -> set[Any]:
@@ -54,43 +56,49 @@ def reaches_parameters(tensors: Iterable[torch.Tensor], cut: set[Any]) -> bool:
     return False
 
 
-def tensors_of(value: Any) -> Iterator[torch.Tensor]:
+def tensors_of(value: Any) -> list[torch.Tensor]:
     """The tensors that a distribution is made of; those in closures and modules are not found."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif _can_look_into(value):
-        for name, entry in vars(value).items():
-            if name != "_cached_x_y":
-                yield from tensors_of(entry)
-    elif isinstance(value, list | tuple):
-        for entry in value:
-            yield from tensors_of(entry)
+    found, stack, seen = [], [value], set()
+    while stack:
+        entry = stack.pop()
+        if isinstance(entry, torch.Tensor):
+            found.append(entry)
+        elif isinstance(entry, list | tuple):
+            stack.extend(entry)
+        elif _can_look_into(entry) and id(entry) not in seen:
+            seen.add(id(entry))
+            stack.extend(part for name, part in vars(entry).items() if name != "_cached_x_y")
+    return found
 
 
-def _can_look_into(value: Any) -> bool:
-    # Modules are shared with later steps and refer to themselves: they are left as they are.
-    return isinstance(value, Distribution | Transform) and not isinstance(value, torch.nn.Module)
-
-
-def detached(value: Any) -> Any:
+def detached(value: Any, copies: dict[int, Any] | None = None) -> Any:
     """A distribution with every tensor that :func:`tensors_of` finds detached."""
     if isinstance(value, torch.Tensor):
         return value.detach() if value.requires_grad else value
-    if _can_look_into(value):
-        clone = object.__new__(type(value))
-        contents = {name: detached(entry) for name, entry in vars(value).items()}
+    if isinstance(value, list):
+        return [detached(entry, copies) for entry in value]
+    if type(value) is tuple:
+        return tuple(detached(entry, copies) for entry in value)
+    if not _can_look_into(value):
+        return value
+    # A transform and its inverse may hold each other.
+    copies = {} if copies is None else copies
+    if id(value) not in copies:
+        clone = copies[id(value)] = object.__new__(type(value))
+        contents = clone.__dict__
+        for name, entry in vars(value).items():
+            contents[name] = entry if type(entry) in _PLAIN else detached(entry, copies)
         if isinstance(value, Transform):
             contents["_cached_x_y"] = (None, None)
             # An inverse transform holds its forward one there, any other at most a weak reference.
             if not isinstance(contents.get("_inv"), Transform):
                 contents["_inv"] = None
-        clone.__dict__ = contents
-        return clone
-    if isinstance(value, list):
-        return [detached(entry) for entry in value]
-    if type(value) is tuple:
-        return tuple(detached(entry) for entry in value)
-    return value
+    return copies[id(value)]
+
+
+def _can_look_into(value: Any) -> bool:
+    # Modules are shared with later steps and refer to themselves: they are left as they are.
+    return isinstance(value, Distribution | Transform) and not isinstance(value, torch.nn.Module)
 
 
 def forget_cached_inverses(fn: Any) -> None:

@@ -55,6 +55,8 @@ def _needs_score(site: dict[str, Any], gradient: str) -> bool:
     if is_delta(site["fn"]):
         # A point estimate: its parameter is trained like one of the model's.
         return False
+    if site["is_observed"]:  # pyro.factor, which is a term of the loss and not a density.
+        return not site["fn"].has_rsample
     return gradient == "score" or not getattr(site["fn"], "has_rsample", False)
 
 
@@ -85,12 +87,14 @@ def _has_gradient(log_prob: Any) -> bool:
 
 
 def guide_terms(
-    trace: Any, gradient: str, frozen: dict[str, Any] | None
+    trace: Any, gradient: str, frozen: dict[str, Any] | None, *, linear: bool
 ) -> tuple[list[SiteTerm], list[SiteTerm]]:
     """log q by site as it stands in the log-weight, and log q of the sites that need the score.
 
     ``frozen`` holds log-probabilities with the parameters held fixed, for path gradients.
     """
+    # With equal weights the score of these sites would only add noise of mean zero.
+    is_fixed = gradient == "score" or linear
     minus, score = [], []
     for site in sample_sites(trace):
         needs = _needs_score(site, gradient)
@@ -103,7 +107,7 @@ def guide_terms(
             score.append(as_term(site, masked(site, own)))
         if frozen is not None:
             log_prob = frozen[site["name"]]
-        elif needs and gradient == "score" and isinstance(own, torch.Tensor):
+        elif needs and is_fixed and isinstance(own, torch.Tensor):
             log_prob = own.detach()
         else:
             log_prob = own

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -305,6 +306,8 @@ class DivergenceELBO(ELBO):
             result = self._evaluate(current, log_weight, layout.scale)
             return _Step(result, particles, self.normalizer_state)
         log_q = self._stack(gathered, layout, "score") if has_score else None
+        if gradient == "score" and log_q is None:
+            log_q = torch.zeros_like(log_weight)  # Point estimates only.
         if is_elbo and log_q is not None and self.num_particles == 1:
             # The other estimators have a baseline from the other particles.
             fixed = log_weight.detach()
@@ -337,32 +340,31 @@ class DivergenceELBO(ELBO):
         self, model: Any, guide: Any, args: Any, kwargs: Any, current: Any, gradient: str
     ) -> tuple[list[TraceTerms], PlateLayout]:
         """Log-probabilities of each pair of traces, and the plates that all their sites share."""
-        if gradient == "score":
-            with Unreparameterized():
-                traces = list(self._get_traces(model, guide, args, kwargs))
-        else:
-            traces = list(self._get_traces(model, guide, args, kwargs))
         linear = self._is_linear
         gathered, layout = [], PlateLayout((), 1.0)
-        for model_trace, guide_trace in traces:
-            if self.settings.gradient in ("path", "reparam"):
-                check_reparameterized(guide_trace, self.settings.gradient)
-            if gradient == "score":
-                check_scored(guide_trace)
-            plus = model_terms(model_trace)
-            frozen = None
-            if gradient == "path" and torch.is_grad_enabled():
-                frozen = self._frozen_log_probs(guide, guide_trace, plus, current, args, kwargs)
-            minus, score = guide_terms(guide_trace, gradient, frozen)
-            if is_validation_enabled():
-                self._check_shapes(model_trace, plus)
-                self._check_shapes(guide_trace, minus)
-            if not linear:
-                check_sequential_plates([*sample_sites(model_trace), *sample_sites(guide_trace)])
-            gathered.append(TraceTerms(plus, minus, score, has_path=frozen is not None))
-            # The sums of an ELBO need no plates; the baseline of the score function does.
-            if not linear or score or not torch.is_grad_enabled():
-                layout = find_layout([*plus, *minus], linear=linear)
+        # Each pair at once: a flow keeps what its density needs for the last sample alone.
+        with Unreparameterized() if gradient == "score" else nullcontext():
+            for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+                if self.settings.gradient in ("path", "reparam"):
+                    check_reparameterized(guide_trace, self.settings.gradient)
+                if gradient == "score":
+                    check_scored(guide_trace)
+                plus = model_terms(model_trace)
+                frozen = None
+                if gradient == "path" and torch.is_grad_enabled():
+                    frozen = self._frozen_log_probs(guide, guide_trace, plus, current, args, kwargs)
+                minus, score = guide_terms(guide_trace, gradient, frozen, linear=linear)
+                if is_validation_enabled():
+                    self._check_shapes(model_trace, plus)
+                    self._check_shapes(guide_trace, minus)
+                if not linear:
+                    check_sequential_plates(
+                        [*sample_sites(model_trace), *sample_sites(guide_trace)]
+                    )
+                gathered.append(TraceTerms(plus, minus, score, has_path=frozen is not None))
+                # The sums of an ELBO need no plates; the baseline of the score function does.
+                if not linear or score or not torch.is_grad_enabled():
+                    layout = find_layout([*plus, *minus], linear=linear)
         if layout.scale != 1.0 and isinstance(self.settings.normalizer, RunningNormalizer):
             raise ValueError(
                 "normalizer='running' keeps log Z of each plate element, but the plates "
