@@ -92,10 +92,10 @@ class Runner:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the host's line about plates at every fit, which would break the progress bar."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(max(level, logging.WARNING))
+    host = logging.getLogger("pyro")
+    level = host.level
+    host.setLevel(max(level, logging.WARNING))
     try:
         yield
     finally:
-        root.setLevel(level)
+        host.setLevel(level)
