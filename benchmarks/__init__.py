@@ -1,0 +1,1 @@
+"""Speed beside the peers, and accuracy of ``fit``: ``python -m benchmarks --help``."""

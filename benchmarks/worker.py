@@ -1,0 +1,72 @@
+"""One framework's process: runs its cases and writes their records."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cases import Case, run_case
+from benchmarks.environment import describe
+from benchmarks.results import path_of, rows
+
+BLOCK_SECONDS = {False: 0.2, True: 0.01}
+
+
+def cases_of(framework: str, *, quick: bool) -> list[Case]:
+    """Every case of a framework."""
+    if framework == "torch":
+        from benchmarks import pyro_cases, transport_torch
+
+        return [*pyro_cases.cases(quick=quick), *transport_torch.cases(quick=quick)]
+    from benchmarks import numpyro_cases, transport_jax
+
+    return [*numpyro_cases.cases(quick=quick), *transport_jax.cases(quick=quick)]
+
+
+def run(settings: argparse.Namespace) -> dict[str, Any]:
+    """The report of ``settings.worker``, written below ``settings.output``."""
+    _keep_quiet(settings.worker, settings.threads)
+    environment = describe(settings.worker, settings.threads)
+    chosen = [
+        case
+        for case in cases_of(settings.worker, quick=settings.quick)
+        if not settings.only or any(part in case.name for part in settings.only)
+    ]
+    records = []
+    for index, case in enumerate(chosen, 1):
+        start = time.perf_counter()
+        record = run_case(case, rounds=settings.rounds, block_seconds=BLOCK_SECONDS[settings.quick])
+        records.append(record)
+        _announce(f"{index}/{len(chosen)}", record, time.perf_counter() - start)
+    report = {
+        "environment": environment,
+        "rounds": settings.rounds,
+        "quick": settings.quick,
+        "cases": records,
+    }
+    Path(settings.output).mkdir(parents=True, exist_ok=True)
+    text = json.dumps(report, indent=1, sort_keys=False)
+    path_of(Path(settings.output), settings.worker).write_text(text + "\n", encoding="utf-8")
+    return report
+
+
+def _announce(position: str, record: dict[str, Any], seconds: float) -> None:
+    outcome = record["error"] or ", ".join(
+        f"{row.ours} {row.ratio:.2f}" for row in rows(record) if row.target is not None
+    )
+    print(f"{position}  {record['name']}  ({seconds:.0f} s)  {outcome}", flush=True)
+
+
+def _keep_quiet(framework: str, threads: int) -> None:
+    # ott-jax imports the unmaintained JAXopt; Pyro logs each depth of plates that it guesses.
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    logging.disable(logging.INFO)
+    if framework == "torch":
+        import torch
+
+        torch.set_num_threads(threads)
