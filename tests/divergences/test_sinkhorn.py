@@ -293,6 +293,22 @@ def test_sharp_gradient_matches_autodiff_through_the_iterations(backend):
     assert np.abs(envelope[0] - implicit[0]).max() > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("backend", "value"), [("torch", "regularized"), ("torch", "sharp"), ("jax", "sharp")]
+)
+def test_debiased_gradient_matches_autodiff_through_the_iterations(backend, value):
+    x, y, _, _ = rectangular()
+    settings = {"epsilon": 1.0, "value": value, "tolerance": 1e-13}
+    exact = Sinkhorn(**settings, gradient="implicit")
+    unrolled = Sinkhorn(**settings, gradient="unroll", max_iterations=200)
+    samples = make_array(backend, x), make_array(backend, y)
+    assert float(unrolled(*samples)) == pytest.approx(float(exact(*samples)), abs=1e-12)
+    for found, expected in zip(
+        gradient_of(backend, unrolled, x, y), gradient_of(backend, exact, x, y), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
 def test_regularized_gradient_is_the_plan(backend):
     divergence = plain()
     plan = divergence.solve_cost(make_array(backend, COST)).plan

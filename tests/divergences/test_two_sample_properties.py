@@ -89,20 +89,22 @@ def test_sliced_transport_is_the_library_value(backend, sample, order):
     assert float(found) ** order == pytest.approx(expected**order, abs=1e-10)
 
 
-@given(sample=weighted_clouds(), epsilon=st.sampled_from([0.5, 2.0]))
+@given(sample=weighted_clouds(), fraction=st.sampled_from([0.2, 1.0]))
 @settings(max_examples=30)
-def test_sinkhorn_is_the_library_value(backend, sample, epsilon):
+def test_sinkhorn_is_the_library_value(backend, sample, fraction):
     x, y, a, b = sample
-    divergence = Sinkhorn(epsilon=epsilon, debias=False, tolerance=1e-10, max_iterations=20_000)
+    # In units of the largest cost: ties on the grid converge slowly, in either library, below that.
+    epsilon = fraction * max(1.0, float(ot.dist(x, y).max()))
+    divergence = Sinkhorn(epsilon=epsilon, debias=False, tolerance=1e-10)
     found = evaluate(divergence, backend, x, y, a, b)
     kept_a, kept_b = a > 0, b > 0
     cost = ot.dist(x[kept_a], y[kept_b])
     plan = ot.sinkhorn(
-        a[kept_a], b[kept_b], cost, epsilon, method="sinkhorn_log", stopThr=1e-12, numItermax=50_000
+        a[kept_a], b[kept_b], cost, epsilon, method="sinkhorn_log", stopThr=1e-12, numItermax=5000
     )
     reference = np.outer(a[kept_a], b[kept_b])
     entropy = np.sum(plan * np.log(np.maximum(plan, 1e-300) / reference))
-    assert found == pytest.approx(np.sum(plan * cost) + epsilon * entropy, abs=1e-6)
+    assert found == pytest.approx(np.sum(plan * cost) + epsilon * entropy, abs=1e-8)
 
 
 @pytest.mark.parametrize("divergence", MEMBERS, ids=repr)
