@@ -3,11 +3,13 @@
 from bayesdiv.numpyro._fit import FitResult, fit
 from bayesdiv.numpyro._objective import DivergenceELBO, objective
 from bayesdiv.numpyro._pytrees import register_divergence
+from bayesdiv.numpyro._sample_objective import SampleObjective
 from bayesdiv.numpyro._state import StatefulGuide
 
 __all__ = [
     "DivergenceELBO",
     "FitResult",
+    "SampleObjective",
     "StatefulGuide",
     "fit",
     "objective",

@@ -10,6 +10,7 @@ from bayesdiv.objectives._normalizer import (
 )
 from bayesdiv.objectives._pareto import pareto_k
 from bayesdiv.objectives._registry import get_objective, is_two_sample, list_objectives
+from bayesdiv.objectives._samples import SampleSettings, sample_settings
 from bayesdiv.objectives._schedules import LinearSchedule, linear_schedule
 from bayesdiv.objectives._settings import ObjectiveSettings
 
@@ -21,6 +22,7 @@ __all__ = [
     "RenyiBound",
     "RunningNormalizer",
     "RunningNormalizerState",
+    "SampleSettings",
     "SelfNormalizer",
     "TailAdaptive",
     "estimate",
@@ -30,4 +32,5 @@ __all__ = [
     "linear_schedule",
     "list_objectives",
     "pareto_k",
+    "sample_settings",
 ]

@@ -2,5 +2,6 @@
 
 from bayesdiv.pyro._fit import FitResult, fit
 from bayesdiv.pyro._objective import DivergenceELBO, objective
+from bayesdiv.pyro._sample_objective import SampleObjective
 
-__all__ = ["DivergenceELBO", "FitResult", "fit", "objective"]
+__all__ = ["DivergenceELBO", "FitResult", "SampleObjective", "fit", "objective"]
