@@ -111,7 +111,7 @@ def independent_flow():
 def masked_and_expanded():
     shift, slope, scale = parameters()
     pyro.sample("first", dist.Normal(shift, scale).expand([]))
-    pyro.sample("second", dist.Normal(slope, scale).mask(torch.tensor(True)))
+    pyro.sample("second", dist.Normal(slope, scale).mask(torch.ones((), dtype=torch.bool)))
 
 
 def conditioned_flow():
