@@ -296,7 +296,7 @@ def _x64(*, double: bool) -> Iterator[None]:
     if not double:
         yield
         return
-    with jax.enable_x64(True):
+    with jax.enable_x64(new_val=True):
         yield
 
 
@@ -316,7 +316,7 @@ def _precision(
     model: Callable, args: tuple, kwargs: dict[str, Any]
 ) -> tuple[bool, tuple, dict[str, Any]]:
     """Whether the model runs in float64, and its arguments in the precision that it runs in."""
-    with jax.enable_x64(True):
+    with jax.enable_x64(new_val=True):
         wide_args, wide_kwargs = _as_double(args, double=True), _as_double(kwargs, double=True)
         try:
             seeded = handlers.block(handlers.seed(model, jax.random.PRNGKey(0)))

@@ -57,10 +57,11 @@ class NumPyroTarget:
         self._potential = potential
         self._value_and_gradient = jax.jit(jax.value_and_grad(potential))
         self._values = jax.jit(values)
+        self._gradients = jax.jit(jax.grad(lambda z: values(z).sum()))
         self._hessian: Callable | None = None
 
     def initial_point(self) -> np.ndarray:
-        """A feasible point, near the prior's median."""
+        """A feasible point, zero for unconstrained sites."""
         return self._first
 
     def value_and_gradient(self, z: np.ndarray) -> tuple[float, np.ndarray]:
@@ -83,6 +84,10 @@ class NumPyroTarget:
     def values(self, z: np.ndarray) -> np.ndarray:
         """Potentials of a batch, ``(batch, dim)`` → ``(batch,)``."""
         return np.asarray(self._values(jnp.asarray(z)), dtype=np.float64)
+
+    def gradients(self, z: np.ndarray) -> np.ndarray:
+        """Gradients of a batch, ``(batch, dim)``."""
+        return np.asarray(self._gradients(jnp.asarray(z)), dtype=np.float64)
 
     def _rows(self, z: jax.Array, *, forward: bool) -> jax.Array:
         gradient = jax.grad(self._potential)

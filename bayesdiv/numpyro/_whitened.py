@@ -18,7 +18,7 @@ from numpyro.distributions.transforms import (
     IndependentTransform,
     LowerCholeskyAffine,
 )
-from numpyro.infer import init_to_median
+from numpyro.infer import init_to_feasible
 from numpyro.infer.autoguide import AutoContinuous
 
 from bayesdiv.fitting import Start
@@ -42,7 +42,8 @@ class WhitenedGuide(AutoContinuous):
     """
 
     def __init__(self, model: Callable, family: str, *, prefix: str = "auto") -> None:
-        super().__init__(model, prefix=prefix, init_loc_fn=init_to_median)
+        # Medians of wide priors can be far out, where a count model already overflows.
+        super().__init__(model, prefix=prefix, init_loc_fn=init_to_feasible)
         self.family = family
         self.start: Start | None = None
         self._sign: Any = None
