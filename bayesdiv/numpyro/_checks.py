@@ -28,7 +28,7 @@ def check_match(model_trace: Trace, guide_trace: Trace) -> None:
         A site is enumerated, lacks its partner, or has another shape there.
     """
     model_sites, guide_sites = latent_sites(model_trace), latent_sites(guide_trace)
-    for side, sites in (("model", model_sites), ("guide", guide_sites)):
+    for side, sites in (("guide", guide_sites), ("model", model_sites)):
         for name, site in sites.items():
             if site["infer"].get("enumerate"):
                 raise ValueError(

@@ -294,6 +294,8 @@ def _estimate(
         parts = jax.tree.map(
             lambda early, late: jnp.where(cold, early, late), parts_of(ReverseKL()), parts
         )
+    # Constants of the surrogate, also where a parameter of the divergence is differentiated.
+    parts = Coefficients(parts.value, *jax.lax.stop_gradient((parts.weight, parts.reward)))
     result = assemble(parts, log_weight, log_q, scale=layout.scale)
     mutable = jax.tree.map(_over_particles, mutable)
     if stored is not None:

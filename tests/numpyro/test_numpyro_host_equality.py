@@ -1,4 +1,4 @@
-"""The same draws give NumPyro's own losses and gradients, and the exact identities of the family."""
+"""The same draws give NumPyro's own losses and gradients; exact identities of the family."""
 
 import jax
 import jax.numpy as jnp
