@@ -293,10 +293,9 @@ def test_sharp_gradient_matches_autodiff_through_the_iterations(backend):
     assert np.abs(envelope[0] - implicit[0]).max() > 1e-3
 
 
-@pytest.mark.parametrize(
-    ("backend", "value"), [("torch", "regularized"), ("torch", "sharp"), ("jax", "sharp")]
-)
-def test_debiased_gradient_matches_autodiff_through_the_iterations(backend, value):
+@pytest.mark.parametrize("value", ["regularized", "sharp"])
+def test_debiased_gradient_matches_autodiff_through_the_iterations(value):
+    backend = "torch"
     x, y, _, _ = rectangular()
     settings = {"epsilon": 1.0, "value": value, "tolerance": 1e-13}
     exact = Sinkhorn(**settings, gradient="implicit")
