@@ -1,0 +1,1 @@
+"""Accuracy of ``fit`` on real regression posteriors with raw predictors, against NUTS."""
