@@ -272,9 +272,17 @@ class DivergenceELBO(ELBO):
 
     def _check_shapes(self, trace: Any, terms: list[SiteTerm]) -> None:
         for term in terms:
-            check_site_shape(
-                {**trace.nodes[term.name], "log_prob": term.log_prob}, self.max_plate_nesting
-            )
+            shape = tuple(term.log_prob.shape)
+            if self._is_vectorized and len(shape) > self.max_plate_nesting:
+                raise ValueError(
+                    f"site {term.name!r} has a log-probability of shape {shape}, but particles and "
+                    f"plates take {self.max_plate_nesting} dims: model and guide must broadcast "
+                    "over one more dim on the left; write (x * w).sum(-1) rather than x @ w, or "
+                    "pass vectorize_particles=False."
+                )
+            if is_validation_enabled():
+                site = {**trace.nodes[term.name], "log_prob": term.log_prob}
+                check_site_shape(site, self.max_plate_nesting)
 
     @property
     def _is_vectorized(self) -> bool:
@@ -354,9 +362,8 @@ class DivergenceELBO(ELBO):
                 if gradient == "path" and torch.is_grad_enabled():
                     frozen = self._frozen_log_probs(guide, guide_trace, plus, current, args, kwargs)
                 minus, score = guide_terms(guide_trace, gradient, frozen, linear=linear)
-                if is_validation_enabled():
-                    self._check_shapes(model_trace, plus)
-                    self._check_shapes(guide_trace, minus)
+                self._check_shapes(model_trace, plus)
+                self._check_shapes(guide_trace, minus)
                 if not linear:
                     check_sequential_plates(
                         [*sample_sites(model_trace), *sample_sites(guide_trace)]
