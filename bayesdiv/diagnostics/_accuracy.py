@@ -11,6 +11,7 @@ import numpy as np
 from bayesdiv.diagnostics._container import posterior_draws
 
 LEVELS = (0.5, 0.9)
+_BY_COORDINATE = ("mean_error", "sd_ratio", "coverage_50", "coverage_90")
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,14 +74,13 @@ class PosteriorAccuracy:
         """An ``xarray.Dataset`` of the variables with a leading dim "statistic"."""
         import xarray
 
-        names = ("mean_error", "sd_ratio", "coverage_50", "coverage_90")
         arrays = {}
         for variable in self.mean_error:
-            values = np.stack([getattr(self, name)[variable] for name in names])
+            values = np.stack([getattr(self, name)[variable] for name in _BY_COORDINATE])
             dims = ["statistic", *(f"{variable}_dim_{i}" for i in range(values.ndim - 1))]
             arrays[variable] = (dims, values)
         attrs = {"sliced_wasserstein": self.sliced_wasserstein}
-        return xarray.Dataset(arrays, coords={"statistic": list(names)}, attrs=attrs)
+        return xarray.Dataset(arrays, coords={"statistic": list(_BY_COORDINATE)}, attrs=attrs)
 
 
 def compare_posteriors(
@@ -117,7 +117,7 @@ def compare_posteriors(
         raise ValueError(
             f"draws and reference must share a variable, got {sorted(ours)} and {sorted(theirs)}."
         )
-    statistics: list[dict[str, np.ndarray]] = [{}, {}, {}, {}]
+    statistics: dict[str, dict[str, np.ndarray]] = {statistic: {} for statistic in _BY_COORDINATE}
     columns: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for name in names:
         if name not in ours or name not in theirs:
@@ -134,18 +134,17 @@ def compare_posteriors(
         for side, values in (("draws", x), ("reference", y)):
             if not np.isfinite(values).all():
                 raise ValueError(f"{name!r} must be finite, got NaN or infinity in {side}.")
-        found = _by_coordinate(x, y)
-        for table, values in zip(statistics, found, strict=True):
-            table[name] = values
+        for statistic, values in zip(_BY_COORDINATE, _by_coordinate(x, y), strict=True):
+            statistics[statistic][name] = values
         scale = np.where(y.std(axis=0) > 0, y.std(axis=0), np.nan)
-        for side, values in zip(columns, (x, y), strict=True):
-            side.append((values / scale).reshape(len(values), -1))
-    x, y = (np.concatenate(side, axis=1) for side in columns)
+        for column, values in zip(columns, (x, y), strict=True):
+            column.append((values / scale).reshape(len(values), -1))
+    x, y = (np.concatenate(column, axis=1) for column in columns)
     varies = np.isfinite(y[0])
     if not varies.any():
         raise ValueError("reference must vary in some coordinate, got constants only.")
     distance = _sliced_distance(x[:, varies], y[:, varies], num_projections, seed)
-    return PosteriorAccuracy(*statistics, distance)
+    return PosteriorAccuracy(**statistics, sliced_wasserstein=distance)
 
 
 def _by_coordinate(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -230,9 +230,14 @@ def describe_objective(objective: Any) -> dict[str, Any]:
     if isinstance(objective, str):
         return {"objective": objective}
     settings = getattr(objective, "settings", None)
-    particles = getattr(objective, "num_particles", getattr(settings, "num_particles", None))
-    divergence = getattr(settings, "objective", getattr(objective, "divergence", None))
-    described = {"objective": type(objective).__name__, "num_particles": particles}
+    if settings is None and not hasattr(objective, "num_particles"):
+        name = repr(objective)
+        return {"objective": name, "divergence": name}
+    divergence = getattr(settings, "objective", getattr(settings, "divergence", None))
+    described = {
+        "objective": type(objective).__name__,
+        "num_particles": getattr(objective, "num_particles", None),
+    }
     if divergence is not None:
         described["divergence"] = divergence if isinstance(divergence, str) else repr(divergence)
     return described

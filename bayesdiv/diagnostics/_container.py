@@ -51,7 +51,7 @@ def build_container(
 
     wanted = {name: list(names) for name, names in groups.dims.items()}
     named = _consistent_dims(groups, wanted) | {name: list(d) for name, d in (dims or {}).items()}
-    datasets = {}
+    datasets: dict[str, Any] = {}
     for group, variables in groups.variables.items():
         if not variables:
             continue

@@ -137,8 +137,6 @@ def _draw_marginal(
     everything = list(draws.values())
     low = min(np.quantile(v, 0.002) for v in everything)
     high = max(np.quantile(v, 0.998) for v in everything)
-    if high <= low:
-        low, high = low - 0.5, high + 0.5
     # Heavy tails would squeeze the bulk into a few pixels.
     centre = everything[0]
     width = 8.0 * max(np.subtract(*np.quantile(v, [0.75, 0.25])) for v in everything)

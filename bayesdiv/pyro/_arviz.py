@@ -100,7 +100,7 @@ def own_parameters(guide: Any) -> Iterator[None]:
     if not isinstance(guide, torch.nn.Module) or not prefix:
         yield
         return
-    state = store.get_state()
+    state: Any = store.get_state()
     for part in ("params", "constraints"):
         state[part] = {
             name: value

@@ -58,7 +58,11 @@ class Evaluation:
     log_p: torch.Tensor
 
 
-def run(function: Callable, args: tuple, kwargs: Mapping, pinned: Values) -> poutine.Trace:
+# Pyro types the entries of a trace's sites by what they may be before a site has run.
+Trace = Any
+
+
+def run(function: Callable, args: tuple, kwargs: Mapping, pinned: Values) -> Trace:
     """The trace of ``function`` with the latent sites named in ``pinned`` at those values."""
     trace = poutine.Trace()
     for name, value in pinned.items():
@@ -66,7 +70,7 @@ def run(function: Callable, args: tuple, kwargs: Mapping, pinned: Values) -> pou
     return poutine.trace(poutine.replay(function, trace=trace)).get_trace(*args, **kwargs)
 
 
-def sample_sites(trace: poutine.Trace) -> dict[str, Any]:
+def sample_sites(trace: Trace) -> dict[str, Any]:
     """Its sample sites, without the index sets of plates."""
     return {
         name: site
@@ -75,12 +79,10 @@ def sample_sites(trace: poutine.Trace) -> dict[str, Any]:
     }
 
 
-def read_layout(
-    model: Callable, args: tuple, kwargs: Mapping, guide_trace: poutine.Trace
-) -> Layout:
+def read_layout(model: Callable, args: tuple, kwargs: Mapping, guide_trace: Trace) -> Layout:
     """Run the model once at the guide's values and note its sites."""
     replayed = poutine.replay(model, trace=guide_trace)
-    model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+    model_trace: Trace = poutine.trace(replayed).get_trace(*args, **kwargs)
     nesting, subsamples = 0, {}
     for trace in (model_trace, guide_trace):
         for name, site in trace.nodes.items():
@@ -95,7 +97,7 @@ def read_layout(
     sites, observed = {}, {}
     for name, site in sample_sites(model_trace).items():
         fn, value = site["fn"], site["value"]
-        frames = {frame.dim: frame for frame in site["cond_indep_stack"] if frame.vectorized}
+        plates = {frame.dim: frame for frame in site["cond_indep_stack"] if frame.vectorized}
         is_deterministic = bool(site["infer"].get("_deterministic"))
         if site["is_observed"] and not is_deterministic:
             if isinstance(base_distribution(fn), pyro.distributions.Unit):
@@ -103,13 +105,13 @@ def read_layout(
             observed[name] = value
         # A deterministic value counts as one event; plates name its axes where the sizes agree.
         batch = value.shape if is_deterministic else fn.batch_shape
-        fits = all(-dim <= len(batch) and batch[dim] == f.size for dim, f in frames.items())
-        names = [frames[dim].name if dim in frames else None for dim in range(-len(batch), 0)]
+        fits = all(-dim <= len(batch) and batch[dim] == f.size for dim, f in plates.items())
+        names = [plates[dim].name if dim in plates else None for dim in range(-len(batch), 0)]
         kind = "latent"
         if site["is_observed"]:
             kind = "deterministic" if is_deterministic else "observed"
-        plates = names if fits or not is_deterministic else []
-        sites[name] = Site(kind, value.shape, fn.batch_shape, fn.event_dim, plates)
+        named = names if fits or not is_deterministic else []
+        sites[name] = Site(kind, value.shape, fn.batch_shape, fn.event_dim, named)
     return Layout(sites, nesting, subsamples, observed)
 
 
@@ -200,7 +202,7 @@ def _predict(
     return {name: trace.nodes[name]["value"] for name in layout.names("observed")}
 
 
-def _read(trace: poutine.Trace, layout: Layout, count: int | None = None) -> Evaluation:
+def _read(trace: Trace, layout: Layout, count: int | None = None) -> Evaluation:
     """The parts of a model's trace: of one run, or of ``count`` draws under their plate."""
     trace.compute_log_prob()
 
@@ -263,11 +265,11 @@ def _rows(value: torch.Tensor, count: int, shape: torch.Size) -> torch.Tensor:
     return value.reshape(count, *shape)
 
 
-def _log_density(trace: poutine.Trace) -> torch.Tensor:
+def _log_density(trace: Trace) -> torch.Tensor:
     return torch.as_tensor(trace.log_prob_sum())
 
 
-def _density_rows(trace: poutine.Trace, layout: Layout, count: int) -> torch.Tensor:
+def _density_rows(trace: Trace, layout: Layout, count: int) -> torch.Tensor:
     """log-density of each draw, ``(count,)``."""
     trace.compute_log_prob()
     total: Any = 0.0

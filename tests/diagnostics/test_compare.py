@@ -14,7 +14,7 @@ from bayesdiv.divergences import JensenShannon, ReverseKL
 CORRELATION = 0.8
 COVARIANCE = np.array([[1.0, CORRELATION], [CORRELATION, 1.0]])
 LOG_EVIDENCE = -1.5
-NUM_STEPS = 1_000
+NUM_STEPS = 600
 
 
 def pyro_parts():
@@ -71,7 +71,7 @@ def compared(request):
         reference=reference,
         num_steps=NUM_STEPS,
         num_seeds=2,
-        learning_rate=0.03,
+        learning_rate=0.05,
         num_draws=2_000,
         progress_bar=False,
     )

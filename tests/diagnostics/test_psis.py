@@ -1,5 +1,9 @@
 """Pareto-smoothed weights: the shape of known tails, resampling, verdicts, bad input."""
 
+import sys
+import types
+
+import arviz
 import numpy as np
 import pytest
 import torch
@@ -43,6 +47,26 @@ def test_pareto_k_by_plate_is_that_of_each_column():
     assert found.shape == (2, 3)
     assert found[1, 2] == psis(log_weights[:, 1, 2]).k
     assert np.isnan(pareto_k(log_weights[:24])).all()
+
+
+def test_either_sign_convention_of_arviz_is_understood(monkeypatch):
+    log_weights = np.random.default_rng(5).normal(size=500)
+    expected = psis(log_weights)
+
+    def negated(values):
+        return arviz.psislw(-values)
+
+    base = types.SimpleNamespace(array_stats=types.SimpleNamespace(psislw=negated))
+    monkeypatch.setitem(sys.modules, "arviz_stats", types.SimpleNamespace(base=base))
+    monkeypatch.setitem(sys.modules, "arviz_stats.base", base)
+    found = psis(log_weights)
+    assert found.k == pytest.approx(expected.k, abs=0.2)
+    np.testing.assert_array_equal(np.argsort(found.log_weights), np.argsort(expected.log_weights))
+
+
+def test_no_shape_without_numbers():
+    assert np.isnan(pareto_k(np.r_[np.zeros(30), np.nan]))
+    assert np.isnan(pareto_k(np.full(30, -np.inf)))
 
 
 def test_verdicts_change_at_the_thresholds():

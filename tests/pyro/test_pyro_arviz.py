@@ -9,7 +9,9 @@ from helpers import assert_within_standard_errors
 from pyro.infer import HMC, MCMC, SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
-from bayesdiv.diagnostics import to_arviz
+from bayesdiv.diagnostics import compare_posteriors, to_arviz
+from bayesdiv.divergences import JensenShannon
+from bayesdiv.pyro import objective
 from bayesdiv.pyro._arviz import own_parameters
 
 Y = torch.tensor([0.3, -1.2, 2.0, 0.7], dtype=torch.float64)
@@ -111,6 +113,21 @@ def test_guides_that_do_not_broadcast_are_run_one_by_one():
     gap = found.posterior["weights"].values[0, :, 0] - found.posterior["location"].values[0]
     assert np.std(gap) < 5 * 0.5
     assert found.posterior["weights"].shape == (1, 50, 3)
+
+
+def test_a_guide_that_mixes_draws_is_run_one_by_one():
+    def mixing(y):
+        first = pyro.sample("first", dist.Normal(torch.zeros_like(PRIOR), 1.0))
+        pyro.sample("mean", dist.Normal(first.mean(), torch.full_like(PRIOR, 1e-3)))
+
+    def of_two(y):
+        pyro.sample("first", dist.Normal(torch.zeros_like(PRIOR), 1.0))
+        pyro.sample("mean", dist.Normal(torch.zeros_like(PRIOR), PRIOR))
+        pyro.deterministic("constant", torch.tensor([1.0, 2.0]))
+
+    found = to_arviz(mixing, of_two, Y, num_draws=40, seed=0)
+    np.testing.assert_allclose(found.posterior["mean"], found.posterior["first"], atol=0.01)
+    np.testing.assert_array_equal(found.posterior["constant"].values[0, 7], [1.0, 2.0])
 
 
 def test_restarts_are_chains_of_their_own_parameters():
@@ -233,6 +250,23 @@ def test_chains_gain_densities_and_deterministic_sites(chains):
     assert found.sample_stats["diverging"].dtype == bool
     assert found.posterior_predictive["y"].shape == (1, 60, 4)
     assert 0.0 < found.attrs["acceptance_rate"][0] <= 1.0
+
+
+def test_chains_are_a_reference(chains):
+    found = compare_posteriors(chains, to_arviz(chains))
+    assert found.worst_mean_error == 0.0
+    assert found.sliced_wasserstein == 0.0
+
+
+def test_objectives_describe_themselves():
+    loss = objective("alpha", order=0.5, num_particles=8)
+    found = to_arviz(posterior_guide, model, Y, num_draws=2, seed=0, objective=loss)
+    assert found.attrs["divergence"] == "alpha"
+    assert found.attrs["num_particles"] == 8
+    divergence = to_arviz(posterior_guide, model, Y, num_draws=2, objective=JensenShannon())
+    assert divergence.attrs["divergence"] == "JensenShannon()"
+    host = to_arviz(posterior_guide, model, Y, num_draws=2, objective=Trace_ELBO(num_particles=3))
+    assert host.attrs == {"objective": "Trace_ELBO", "num_particles": 3}
 
 
 def test_divergent_steps_are_marked(chains, monkeypatch):
