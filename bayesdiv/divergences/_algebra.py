@@ -11,10 +11,10 @@ from bayesdiv._array import Array, array_namespace, clip, logsumexp
 from bayesdiv.divergences._base import FDivergence
 from bayesdiv.divergences._checks import is_concrete_number, require_finite
 from bayesdiv.divergences._numeric import (
-    guard_limits,
-    guard_overflow,
+    cap_above,
     largest_exponent,
     log_mixture,
+    mixture_generator,
 )
 
 
@@ -62,9 +62,8 @@ class Reversed(FDivergence):
         absent = log_ratio == -math.inf
         # For u > 1 the definition, u f(1/u). Below, f'(v) − (v f'(v) − f(v))/v at v = 1/u, as f(v)
         # may overflow where its quotient by v does not; the quotient vanishes where v overflows.
-        above = guard_overflow(
-            lambda x: xp.exp(x) * self.base.generator(-x), xp.where(large, log_ratio, zeros)
-        )
+        high = cap_above(xp.where(large, log_ratio, zeros), 1.0 + largest_exponent(log_ratio))
+        above = xp.exp(high) * self.base.generator(-high)
         low = xp.where(large | absent, zeros, log_ratio)
         vanishing = -low > largest_exponent(log_ratio)
         finite = xp.where(vanishing, zeros, low)
@@ -237,12 +236,7 @@ class GeneralizedJensenShannon(FDivergence):
         return (1.0 - self.weight) * log_mixture(log_ratio, self.weight)
 
     def generator(self, log_ratio: Array) -> Array:
-        exp = array_namespace(log_ratio).exp
-        return guard_limits(
-            lambda x: exp(x) * self.derivative(x) - self.pseudo_reward(x),
-            log_ratio,
-            self.value_at_zero,
-        )
+        return mixture_generator(log_ratio, self.weight)
 
     def log_path_weight(self, log_ratio: Array) -> Array:
         log_curvature = _log(self.weight) + _log(1.0 - self.weight)

@@ -1,6 +1,7 @@
 """Elementwise derivatives of a function in the library of its argument."""
 
 from collections.abc import Callable
+from typing import Any
 
 from bayesdiv._array import Array, array_namespace, is_torch_array
 
@@ -10,9 +11,14 @@ def elementwise_derivative(function: Callable[[Array], Array], x: Array) -> Arra
 
     Reverse mode, also where torch records no gradients; torch's forward mode warns on first use.
     """
+    vjp: Callable[..., Any]
     if is_torch_array(x):
-        from torch.func import vjp
+        import torch.func
+
+        vjp = torch.func.vjp
     else:
-        from jax import vjp
-    value, pull_back = vjp(function, x)
+        import jax
+
+        vjp = jax.vjp
+    value, pull_back = vjp(function, x)[:2]
     return pull_back(array_namespace(x).ones_like(value))[0]

@@ -62,20 +62,19 @@ def closed_form(divergence: str | FDivergence, p: Any, q: Any) -> Array:
     logits = _logits(p), _logits(q)
     if all(found is not None for found in logits):
         return between_logits(divergence, *logits)
-    gaussians = _gaussian(p), _gaussian(q)
+    first, second = _gaussian(p), _gaussian(q)
     terms = alpha_terms(divergence)
-    if all(found is not None for found in gaussians) and terms is not None:
-        first, second = gaussians
-        if first.event_rank == second.event_rank and tuple(p.event_shape) == tuple(q.event_shape):
-            return between_gaussians(
-                divergence,
-                first.mean,
-                second.mean,
-                p_scale=first.scale,
-                q_scale=second.scale,
-                p_scale_tril=first.scale_tril,
-                q_scale_tril=second.scale_tril,
-            )
+    same_event = tuple(p.event_shape) == tuple(q.event_shape)
+    if first is not None and second is not None and terms is not None and same_event:
+        return between_gaussians(
+            divergence,
+            first.mean,
+            second.mean,
+            p_scale=first.scale,
+            q_scale=second.scale,
+            p_scale_tril=first.scale_tril,
+            q_scale_tril=second.scale_tril,
+        )
     if terms is not None and all(order in (0.0, 1.0) for _, order in terms):
         kl = _host_kl(p, q)
         total = 0.0

@@ -13,7 +13,7 @@ import numpy as np
 from bayesdiv._array import Array, array_namespace, clip, stop_gradient
 from bayesdiv.divergences._autodiff import elementwise_derivative
 from bayesdiv.divergences._base import FDivergence
-from bayesdiv.divergences._numeric import guard_limits, largest_exponent, log_ratio_limit
+from bayesdiv.divergences._numeric import largest_exponent, log_ratio_limit, smallest_exponent
 from bayesdiv.divergences._probe import evaluate_on_numbers
 
 _GRID = np.linspace(-8.0, 8.0, 161)
@@ -121,7 +121,13 @@ class CustomDivergence(FDivergence):
         return clip(log_ratio, -limit, limit)
 
     def generator(self, log_ratio: Array) -> Array:
-        return guard_limits(self._extended_generator, log_ratio, self.value_at_zero)
+        xp = array_namespace(log_ratio)
+        over = log_ratio > largest_exponent(log_ratio)
+        absent = log_ratio == -math.inf
+        zeros = xp.zeros_like(log_ratio)
+        value = self._extended_generator(xp.where(over | absent, zeros, log_ratio))
+        value = xp.where(absent, zeros + self.value_at_zero, value)
+        return xp.where(over, zeros + math.inf, value)
 
     def _extended_generator(self, log_ratio: Array) -> Array:
         """f(u), continued along its tangent in log u where u vanishes, in u where u² overflows."""
@@ -129,7 +135,7 @@ class CustomDivergence(FDivergence):
         line = xp.expm1(log_ratio) * self._slope_at_one(log_ratio)
         if self.log_space:
             return self.function(log_ratio) - line
-        edge, limit = 1.0 - largest_exponent(log_ratio), log_ratio_limit(log_ratio)
+        edge, limit = smallest_exponent(log_ratio), log_ratio_limit(log_ratio)
         at_edge, at_limit = _single(log_ratio, edge), _single(log_ratio, limit)
         tangent = xp.exp(at_edge) * self._raw_derivative(at_edge)
         above = xp.where(

@@ -155,7 +155,8 @@ def _pair(
                 f"(..., dim, dim), got {'neither' if scale is None else 'both'}."
             )
         dimension = mean.shape[-1] if mean.ndim else None
-        shape = tuple((scale if scale_tril is None else scale_tril).shape)
+        given: Array = scale if scale_tril is None else scale_tril
+        shape = tuple(given.shape)
         needed = (dimension,) if scale_tril is None else (dimension, dimension)
         if dimension is None or shape[-len(needed) :] != needed:
             kind = "scale" if scale_tril is None else "scale_tril"

@@ -8,10 +8,12 @@ from bayesdiv._array import Array, array_namespace, softplus
 from bayesdiv.divergences._base import FDivergence
 from bayesdiv.divergences._checks import is_concrete_number, require_finite
 from bayesdiv.divergences._numeric import (
-    guard_limits,
-    guard_overflow,
+    below_cap,
+    cap,
+    cap_above,
     largest_exponent,
     log_mixture,
+    mixture_generator,
 )
 
 _LOG_2 = math.log(2.0)
@@ -29,8 +31,8 @@ class ReverseKL(FDivergence):
     needs_normalizer = False
 
     def generator(self, log_ratio: Array) -> Array:
-        expm1 = array_namespace(log_ratio).expm1
-        return guard_overflow(lambda x: expm1(x) - x, log_ratio)
+        x = cap_above(log_ratio, 1.0 + largest_exponent(log_ratio))
+        return array_namespace(x).expm1(x) - x
 
     def derivative(self, log_ratio: Array) -> Array:
         return -array_namespace(log_ratio).expm1(-log_ratio)
@@ -61,8 +63,9 @@ class ForwardKL(FDivergence):
     second_derivative_at_one = 1.0
 
     def generator(self, log_ratio: Array) -> Array:
-        xp = array_namespace(log_ratio)
-        return guard_limits(lambda x: xp.exp(x) * x - xp.expm1(x), log_ratio, self.value_at_zero)
+        x = cap(log_ratio)
+        xp = array_namespace(x)
+        return xp.exp(x) * (xp.expm1(-x) + x)
 
     def derivative(self, log_ratio: Array) -> Array:
         return log_ratio
@@ -90,12 +93,7 @@ class JensenShannon(FDivergence):
     second_derivative_at_one = 0.25
 
     def generator(self, log_ratio: Array) -> Array:
-        exp = array_namespace(log_ratio).exp
-        return guard_limits(
-            lambda x: -0.5 * (exp(x) * log_mixture(-x) + log_mixture(x)),
-            log_ratio,
-            self.value_at_zero,
-        )
+        return mixture_generator(log_ratio)
 
     def derivative(self, log_ratio: Array) -> Array:
         return -0.5 * log_mixture(-log_ratio)
@@ -220,8 +218,8 @@ class Jeffreys(FDivergence):
     second_derivative_at_one = 2.0
 
     def generator(self, log_ratio: Array) -> Array:
-        expm1 = array_namespace(log_ratio).expm1
-        return guard_limits(lambda x: expm1(x) * x, log_ratio, self.value_at_zero)
+        x = cap(log_ratio)
+        return array_namespace(x).expm1(x) * x + below_cap(log_ratio, x)
 
     def derivative(self, log_ratio: Array) -> Array:
         return log_ratio - array_namespace(log_ratio).expm1(-log_ratio)
@@ -246,16 +244,16 @@ class SoftenedReverseKL(FDivergence):
     second_derivative_at_one = 0.5
 
     def generator(self, log_ratio: Array) -> Array:
-        xp = array_namespace(log_ratio)
-        return guard_limits(
-            lambda x: (xp.exp(x) + 1.0) * log_mixture(-x) + xp.expm1(x),
-            log_ratio,
-            self.value_at_zero,
-        )
+        x = cap(log_ratio)
+        xp = array_namespace(x)
+        # (u − 1)/(u + 1) = tanh(l/2); one product, so that nothing cancels at large u.
+        value = (xp.exp(x) + 1.0) * (log_mixture(-x) + xp.tanh(0.5 * x))
+        return value + below_cap(log_ratio, x)
 
     def derivative(self, log_ratio: Array) -> Array:
-        expm1 = array_namespace(log_ratio).expm1
-        return -guard_overflow(lambda x: expm1(x) - log_mixture(x), -log_ratio)
+        xp = array_namespace(log_ratio)
+        x = cap_above(-log_ratio, 1.0 + largest_exponent(log_ratio))
+        return log_mixture(x) - xp.expm1(x)
 
     def log_path_weight(self, log_ratio: Array) -> Array:
         return -softplus(log_ratio)
@@ -310,6 +308,16 @@ class Alpha(FDivergence):
     second_derivative_at_one = 1.0
 
     def generator(self, log_ratio: Array) -> Array:
+        a = self.order
+        if not is_concrete_number(a) or min(abs(a), abs(a - 1.0)) < 0.1:
+            return self._generator_near_limits(log_ratio)
+        # Above the cap the larger of u^a and u is +∞, the other is not.
+        x = cap_above(log_ratio, (1.0 + largest_exponent(log_ratio)) / max(a, 1.0))
+        expm1 = array_namespace(x).expm1
+        return (expm1(a * x) - a * expm1(x)) * (1.0 / (a * (a - 1.0)))
+
+    def _generator_near_limits(self, log_ratio: Array) -> Array:
+        """f(u) for orders that may be close to 0 or 1."""
         xp, a = array_namespace(log_ratio), self.order
         b = a - 1.0
         # f or u overflows with the larger of the exponents a l and l.

@@ -1,12 +1,11 @@
-"""Functions of the log-ratio that stay finite where u = eˡ does not, and numeric conjugates."""
+"""Functions of the log-ratio that are right where u = eˡ over- or underflows; conjugates."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from bayesdiv._array import Array, array_namespace, stop_gradient
+from bayesdiv._array import Array, array_namespace, is_torch_array, stop_gradient
 
 if TYPE_CHECKING:
     from bayesdiv.divergences._base import FDivergence
@@ -23,26 +22,38 @@ def largest_exponent(x: Array) -> float:
     return math.log(float(array_namespace(x).finfo(x.dtype).max))
 
 
-def guard_overflow(function: Callable[[Array], Array], log_ratio: Array) -> Array:
-    """``function`` where u is finite, and u = +∞ beyond: a generator's limit as u → ∞.
+def smallest_exponent(x: Array) -> float:
+    """An l for which eˡ is a normal number, not one that XLA takes for 0, and e⁻ˡ is finite."""
+    return 3.0 - largest_exponent(x)
 
-    Terms of a generator that cancel in exact arithmetic are ∞ − ∞ there, in value and gradient.
+
+def cap(log_ratio: Array) -> Array:
+    """l with u = eˡ kept off 0 and at +∞ from where it overflows, no gradient beyond either end.
+
+    A generator written so that u = ∞ gives ∞, not ∞ − ∞, then has its limits at both ends.
     """
+    top = largest_exponent(log_ratio)
+    low = smallest_exponent(log_ratio)
+    if is_torch_array(log_ratio):
+        return log_ratio.clamp(low, 1.0 + top)
     xp = array_namespace(log_ratio)
-    over = log_ratio > largest_exponent(log_ratio)
-    safe = xp.where(over, xp.zeros_like(log_ratio), log_ratio)
-    return xp.where(over, xp.exp(log_ratio), function(safe))
+    # A selection, as JAX differentiates a minimum by products, in which 0 · ∞ is NaN.
+    high = xp.where(log_ratio > 1.0 + top, xp.full_like(log_ratio, 1.0 + top), log_ratio)
+    return xp.where(high < low, xp.full_like(log_ratio, low), high)
 
 
-def guard_limits(function: Callable[[Array], Array], log_ratio: Array, value_at_zero: Any) -> Array:
-    """A generator with its limits at both ends: f(0) at l = −∞, and +∞ where u overflows."""
+def cap_above(log_ratio: Array, top: Any) -> Array:
+    """l, or ``top`` where l is larger, without a gradient there."""
+    if is_torch_array(log_ratio):
+        return log_ratio.clamp(max=top)
     xp = array_namespace(log_ratio)
-    absent = log_ratio == -math.inf
-    safe = xp.where(absent, xp.zeros_like(log_ratio), log_ratio)
-    # Where f(0) = +∞ the limit is written −l, which has f's slope −1 (f ~ −log u) or its sign.
-    diverges = isinstance(value_at_zero, float) and math.isinf(value_at_zero)
-    limit = -log_ratio if diverges else xp.zeros_like(log_ratio) + value_at_zero
-    return xp.where(absent, limit, guard_overflow(function, safe))
+    return xp.where(log_ratio > top, xp.zeros_like(log_ratio) + top, log_ratio)
+
+
+def below_cap(log_ratio: Array, capped: Array) -> Array:
+    """−l less what ``capped`` kept of it: the rest of an f ~ −log u where u vanishes, else 0."""
+    xp = array_namespace(log_ratio)
+    return xp.where(log_ratio < capped, capped - log_ratio, xp.zeros_like(log_ratio))
 
 
 def log_mixture(log_ratio: Array, weight: Any = 0.5) -> Array:
@@ -59,6 +70,24 @@ def log_mixture(log_ratio: Array, weight: Any = 0.5) -> Array:
     else:
         share = xp.log1p(xp.where(large, (1.0 - weight) * falling, weight * falling))
     return xp.where(large, log_ratio + share, share)
+
+
+def mixture_generator(log_ratio: Array, weight: Any = 0.5) -> Array:
+    """w u log(u/m) − (1 − w) log m with m = w u + 1 − w: generalised Jensen–Shannon, f.
+
+    log m and log(m/u) share one logarithm, which is negative on either side of u = 1.
+    """
+    xp = array_namespace(log_ratio)
+    x = cap(log_ratio)
+    u = xp.exp(x)
+    large = x > 0.0
+    falling = xp.expm1(xp.where(large, -x, x))
+    rest = 1.0 - weight
+    if isinstance(weight, float) and weight == 0.5:
+        share = xp.log1p(0.5 * falling)
+        return -0.5 * ((u + 1.0) * share + xp.where(large, x, -u * x))
+    share = xp.log1p(xp.where(large, rest * falling, weight * falling))
+    return -((weight * u + rest) * share + xp.where(large, rest * x, -weight * u * x))
 
 
 def conjugate_by_inversion(divergence: FDivergence, t: Array) -> Array:
