@@ -26,6 +26,7 @@ from bayesdiv.objectives._samples import (
     compare,
     effective_size,
     flatten_reference,
+    importance_weights,
     posterior_pair,
     predictive_pair,
     sample_settings,
@@ -252,7 +253,7 @@ class SampleObjective(ELBO):
             pair = posterior_pair(rows.values, log_weight)
             # −inf is a draw outside the target's support, which weighs nothing.
             log_joint = jnp.where(log_weight > -jnp.inf, rows.log_joint, 0.0)
-            wake = -jnp.sum(pair.x_weights * log_joint)
+            wake = -jnp.sum(importance_weights(log_weight) * log_joint)
             extra = wake - jax.lax.stop_gradient(wake)
             scale_from = pair.y
         else:

@@ -140,6 +140,11 @@ class Pair(NamedTuple):
     y_weights: Array | None = None
 
 
+def importance_weights(log_weight: Array) -> Array:
+    """w_k ∝ exp(log_weight_k), summing to one, as constants of differentiation."""
+    return softmax(stop_gradient(log_weight))
+
+
 def posterior_pair(y: Array, log_weight: Array) -> Pair:
     r"""The guide's draws as an importance sample of the posterior, against themselves.
 
@@ -147,12 +152,12 @@ def posterior_pair(y: Array, log_weight: Array) -> Pair:
     w_k ∝ exp(log_weight_k), ``(num_particles,)``; ``y`` is uniform. Where the guide is the
     posterior the weights are uniform too, so that every divergence and its gradient vanish.
     """
-    return Pair(stop_gradient(y), y, softmax(stop_gradient(log_weight)), None)
+    return Pair(stop_gradient(y), y, importance_weights(log_weight), None)
 
 
 def effective_size(log_weight: Array) -> Array:
     """Effective number of draws behind the weights, 1 / Σ w_k², in [1, num_particles]."""
-    weights = softmax(stop_gradient(log_weight))
+    weights = importance_weights(log_weight)
     return 1.0 / array_namespace(weights).sum(weights * weights)
 
 

@@ -10,7 +10,6 @@ import torch
 from pyro import poutine
 from pyro.infer.elbo import ELBO
 from pyro.infer.util import is_validation_enabled, validation_enabled
-from pyro.poutine.messenger import Messenger
 from torch.distributions import biject_to
 
 from bayesdiv.divergences import TwoSampleDivergence
@@ -21,6 +20,7 @@ from bayesdiv.objectives._samples import (
     compare,
     effective_size,
     flatten_reference,
+    importance_weights,
     posterior_pair,
     predictive_pair,
     sample_settings,
@@ -199,8 +199,8 @@ class SampleObjective(ELBO):
             super()._guess_max_plate_nesting(model, guide, args, kwargs)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        unwrapped = poutine.unwrap(guide)
-        if isinstance(unwrapped, Messenger):
+        unwrapped: Any = poutine.unwrap(guide)
+        if hasattr(unwrapped, "get_traces"):
             guide(*args, **kwargs)
             _, guide_trace = unwrapped.get_traces()
         else:
@@ -312,7 +312,7 @@ class SampleObjective(ELBO):
         loss = self._compare("latent", pair, training=training)
         if log_joint.requires_grad:
             log_joint = torch.where(log_weight > -torch.inf, log_joint, 0.0)
-            wake = -(pair.x_weights * log_joint).sum()
+            wake = -(importance_weights(log_weight) * log_joint).sum()
             loss = loss + (wake - wake.detach())
         return loss
 

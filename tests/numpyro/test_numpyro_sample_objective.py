@@ -45,10 +45,9 @@ def fit(model, guide, loss, num_steps, *args, rate=0.03, stateful=True):
     return svi, svi.run(jax.random.key(1), num_steps, *args, progress_bar=False)
 
 
-@pytest.mark.parametrize("name", ["energy_distance", "sinkhorn"])
-def test_latent_finds_the_conjugate_posterior(name):
+def test_latent_finds_the_conjugate_posterior():
     guide = AutoNormal(normal_model, init_loc_fn=init_to_median)
-    loss = objective(name, warmup=100, num_particles=32)
+    loss = objective("energy_distance", warmup=100, num_particles=32)
     assert isinstance(loss, SampleObjective)
     svi, result = fit(normal_model, guide, loss, 400, DATA)
     found = result.params
