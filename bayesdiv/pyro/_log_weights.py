@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from pyro.poutine.messenger import Messenger
 
-from bayesdiv.objectives._plates import PlateLayout, SiteTerm, reduce_to_layout
+from bayesdiv.objectives._plates import Plate, PlateLayout, SiteTerm, find_layout
 from bayesdiv.pyro._sites import (
     NoInverse,
     as_term,
@@ -125,6 +126,16 @@ def _score_log_prob(site: dict[str, Any]) -> Any:
         ) from error
 
 
+def common_plates(terms: Iterable[SiteTerm], *, linear: bool) -> PlateLayout:
+    """The plates around every site; raises for subsampling that biases a non-linear objective."""
+    return _find_layout(tuple((term.name, term.plates) for term in terms), linear)
+
+
+@lru_cache(maxsize=256)
+def _find_layout(sites: tuple[tuple[str, frozenset[Plate]], ...], linear: bool) -> PlateLayout:  # noqa: FBT001
+    return find_layout((SiteTerm(name, None, plates) for name, plates in sites), linear=linear)
+
+
 def sum_to_layout(
     plus: Sequence[SiteTerm],
     minus: Sequence[SiteTerm],
@@ -133,14 +144,29 @@ def sum_to_layout(
     shape: tuple[int, ...],
 ) -> torch.Tensor:
     """Σ plus − Σ minus by particle and common plate, of the given shape."""
-    parts = [reduce_to_layout(x, layout, particle_dim) for x in _sum_by_shape(plus)]
-    parts += [-reduce_to_layout(x, layout, particle_dim) for x in _sum_by_shape(minus)]
-    if not parts:
+    kept = [plate.dim for plate in layout.common]
+    kept = kept if particle_dim is None else [particle_dim, *kept]
+    total: Any = None
+    for term in _sum_by_shape(plus):
+        part = _sum_all_but(term, kept)
+        total = part if total is None else total + part
+    for term in _sum_by_shape(minus):
+        part = _sum_all_but(term, kept)
+        total = -part if total is None else total - part
+    if total is None:
         return torch.zeros(shape)
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
     return total if total.shape == shape else total.expand(shape)
+
+
+def _sum_all_but(term: torch.Tensor, kept: Sequence[int]) -> torch.Tensor:
+    """The sum over all axes but ``kept``, which are negative; missing ones have size 1."""
+    if not kept:
+        return term.sum()
+    depth = -min(kept)
+    if term.ndim < depth:
+        term = term.reshape((1,) * (depth - term.ndim) + term.shape)
+    drop = [axis for axis in range(-term.ndim, 0) if axis not in kept]
+    return term.sum(drop) if drop else term
 
 
 def sum_everything(gathered: Sequence[TraceTerms]) -> torch.Tensor:
