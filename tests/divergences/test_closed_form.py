@@ -190,3 +190,19 @@ def test_what_is_no_pair_of_distributions_is_refused():
         closed_form("forward_kl", gamma, numpyro_dist.Gamma(2.0, 1.0))
     with pytest.raises(TypeError, match="must be an f-divergence"):
         closed_form("wasserstein", gamma, gamma)
+
+
+def test_product_of_multivariate_normals_uses_the_kl_registry_only():
+    eye = torch.eye(2)
+    p, q = (
+        torch.distributions.MultivariateNormal(mean * torch.ones(3, 2), eye) for mean in (0.0, 1.0)
+    )
+    wrapped = [torch.distributions.Independent(x, 1) for x in (p, q)]
+    torch.testing.assert_close(closed_form("forward_kl", *wrapped), torch.tensor(3.0))
+    with pytest.raises(NotImplementedError, match="no closed form between Independent"):
+        closed_form("pearson_chi2", *wrapped)
+    # Wrapped around no axis, the pair is the one inside.
+    plain = [torch.distributions.Independent(x, 0) for x in (p, q)]
+    torch.testing.assert_close(
+        closed_form("pearson_chi2", *plain), closed_form("pearson_chi2", p, q)
+    )
