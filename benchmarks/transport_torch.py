@@ -18,7 +18,7 @@ from benchmarks import transport_problem as problem_
 from benchmarks.cases import Case, Comparison, Duel, agree
 from benchmarks.transport_problem import SinkhornProblem, SlicedProblem
 
-MAX_ITERATIONS = 20_000
+MAX_ITERATIONS = 5_000
 Value = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -70,12 +70,10 @@ def prepare_sliced(problem: SlicedProblem) -> Duel:
         "ours": lambda x, y: member.along(x, y, directions),
     }
     values: dict[str, Value] = {
-        "POT": lambda x, y: ot.sliced_wasserstein_distance(
-            x, y, n_projections=problem.directions
-        ),
+        "POT": lambda x, y: ot.sliced_wasserstein_distance(x, y, n_projections=problem.directions),
         "ours": member,
     }
-    agreement = _agreement(given, points, 1e-4)
+    agreement = _agreement(given, points, problem_.SLICED_TOLERANCE)
     steps = {name: functools.partial(_with_gradient, v, *points) for name, v in values.items()}
     return Duel(steps, [Comparison("ours", "POT", 0.5)], agreement)
 
@@ -83,14 +81,15 @@ def prepare_sliced(problem: SlicedProblem) -> Duel:
 def _solvers(problem: SinkhornProblem, epsilon: float, cost: np.ndarray) -> dict[str, Any]:
     """Settings from loose to tight, the plan's logarithm and the value, by solver."""
     uniform = -2.0 * math.log(problem.count)
+    tolerances = problem_.tolerances(problem.error)
 
-    def pot(debias: Any) -> Any:
+    def pot(*, debias: bool) -> Any:
         return functools.partial(
             ot.solve_sample, reg=epsilon, grad="envelope", max_iter=MAX_ITERATIONS, debias=debias
         )
 
     def pot_plan(setting: float, x: torch.Tensor, y: torch.Tensor) -> np.ndarray:
-        f, g = pot(False)(x, y, tol=setting).potentials
+        f, g = pot(debias=False)(x, y, tol=setting).potentials
         return _plus(f, g) - cost / epsilon
 
     # geomloss halves the squared distance, hence twice its potentials and ε = 2 blur².
@@ -117,12 +116,12 @@ def _solvers(problem: SinkhornProblem, epsilon: float, cost: np.ndarray) -> dict
 
     return {
         "POT": (
-            problem_.TOLERANCES,
+            tolerances,
             pot_plan,
-            lambda setting, x, y: pot(problem.debias)(x, y, tol=setting).value,
+            lambda setting, x, y: pot(debias=problem.debias)(x, y, tol=setting).value,
         ),
         "geomloss": (problem_.SCALINGS, geomloss_plan, geomloss_value),
-        "ours": (problem_.TOLERANCES, our_plan, lambda setting, x, y: member(setting)(x, y)),
+        "ours": (tolerances, our_plan, lambda setting, x, y: member(setting)(x, y)),
     }
 
 

@@ -1,0 +1,165 @@
+"""docs/benchmarks.md, written from the results so that its numbers cannot drift."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.reasons import reason
+from benchmarks.report import duration
+from benchmarks.results import Row, failures, rows
+
+_HEAD = """# Benchmarks
+
+```{note}
+Written by `python -m benchmarks --write-docs` from `benchmarks/results/`; do not edit.
+```
+
+`make bench` times every objective beside its peers. Contestants of a case take turns in one process
+for each framework, and what they compute is checked to agree before the clock starts (columns of
+losses and gradients in the JSON files). **Ratio** is our time over theirs, the median over rounds
+of the ratio within a round; times are medians of one call. A miss by less than 2 % is within noise.
+"""
+_SECTIONS = {
+    "pyro": (
+        "Pyro",
+        "One `SVI.step`, vectorised particles, validation on as by default. The last part of a "
+        "case's name is the number of particles. Reverse KL is measured against `Trace_ELBO`, the "
+        "Rényi bound against `RenyiELBO`, every other divergence against our reverse KL.",
+    ),
+    "numpyro": (
+        "NumPyro",
+        "Steps of `SVI.update` in one `lax.scan`; `compile` is the time from a new function to "
+        "the executable, with empty caches.",
+    ),
+    "sinkhorn": (
+        "Sinkhorn with gradient",
+        "Value and gradient in both samples. Libraries stop by different rules, so each is given "
+        "its loosest setting whose plan has the marginal error `err` (L1, both sides, computed "
+        "alike for all). ε is given as a share of the mean cost.",
+    ),
+    "sliced": (
+        "Sliced Wasserstein with gradient",
+        "Value and gradient in both samples, directions drawn anew at every call. Names are sizes, "
+        "dimension and number of directions.",
+    ),
+}
+
+
+def write(reports: dict[str, dict[str, Any]], path: Path) -> None:
+    """Write the page for ``reports``.
+
+    Raises
+    ------
+    ValueError
+        If there are no results, or they come from ``--quick``.
+    """
+    if not reports:
+        raise ValueError("there are no results; run `make bench` first.")
+    for framework, report in reports.items():
+        if report["quick"]:
+            raise ValueError(f"the results of {framework} come from --quick; run `make bench`.")
+    path.write_text("\n".join(_lines(reports)) + "\n", encoding="utf-8")
+
+
+def _lines(reports: dict[str, dict[str, Any]]) -> Iterator[str]:
+    yield _HEAD
+    records = [record for report in reports.values() for record in report["cases"]]
+    every = [row for record in records for row in rows(record)]
+    yield from _summary(every)
+    for key, (title, text) in _SECTIONS.items():
+        chosen = [record for record in records if _section(record["name"]) == key]
+        if chosen:
+            yield f"\n## {title}\n\n{text}\n"
+            yield from _table([row for record in chosen for row in rows(record)])
+            yield from _explanations([row for record in chosen for row in rows(record)])
+            yield from _notes(chosen)
+    failed = [record for report in reports.values() for record in failures(report)]
+    if failed:
+        yield "\n## Did not run\n"
+        for record in failed:
+            yield f"- `{record['name']}`: {' '.join(record['error'].split())}"
+    yield "\n## Where these numbers come from\n"
+    for report in reports.values():
+        environment = report["environment"]
+        versions = ", ".join(f"{name} {v}" for name, v in environment["versions"].items())
+        yield (
+            f"- {environment['framework']}: {report['rounds']} rounds, "
+            f"{environment['threads']} thread(s), {environment['processor']} with "
+            f"{environment['cores']} cores, load {environment['load']} at the start, "
+            f"Python {environment['python']}; {versions}"
+        )
+
+
+def _section(name: str) -> str:
+    first, second = name.split("/")[:2]
+    return second if first in ("torch", "jax") else first
+
+
+def _summary(every: list[Row]) -> Iterator[str]:
+    yield "| target | comparisons | met | within noise | missed | worst ratio |"
+    yield "| --- | ---: | ---: | ---: | ---: | ---: |"
+    for title, chosen in _targets(every):
+        if chosen:
+            counts = [
+                sum(row.verdict == verdict for row in chosen)
+                for verdict in ("met", "within noise", "missed")
+            ]
+            worst = max(row.ratio for row in chosen)
+            cells = " | ".join(str(count) for count in counts)
+            yield f"| {title} | {len(chosen)} | {cells} | {worst:.2f} |"
+
+
+def _targets(every: list[Row]) -> Iterator[tuple[str, list[Row]]]:
+    def among(section: str, theirs: str | None = None) -> list[Row]:
+        return [
+            row
+            for row in every
+            if _section(row.case) == section
+            and row.target is not None
+            and theirs in (None, row.theirs)
+            and not row.case.endswith("/compile")
+        ]
+
+    yield "Pyro: reverse KL ≤ 1.00 of `Trace_ELBO`", among("pyro", "Trace_ELBO")
+    yield "Pyro: other f-divergences ≤ 1.05 of our reverse KL", among("pyro", "reverse_kl")
+    yield "NumPyro: reverse KL ≤ 1.05 of `Trace_ELBO`", among("numpyro", "Trace_ELBO")
+    yield "NumPyro: other f-divergences ≤ 1.05 of our reverse KL", among("numpyro", "reverse_kl")
+    compiled = [row for row in every if row.case.endswith("/compile")]
+    yield "NumPyro: compile time ≤ 1.2 of the host's", compiled
+    yield "Sinkhorn: no slower than POT, geomloss and ott", among("sinkhorn")
+    yield "Sliced Wasserstein ≤ 0.5 of POT", among("sliced", "POT")
+
+
+def _table(chosen: list[Row]) -> Iterator[str]:
+    yield "| case | objective | against | ours | theirs | ratio | target | |"
+    yield "| --- | --- | --- | ---: | ---: | ---: | ---: | --- |"
+    for row in chosen:
+        target = "" if row.target is None else f"{row.target:.2f}"
+        ratio = f"**{row.ratio:.2f}**" if row.verdict == "missed" else f"{row.ratio:.2f}"
+        yield (
+            f"| {row.case} | {row.ours} | {row.theirs} | {duration(row.our_median)} | "
+            f"{duration(row.their_median)} | {ratio} | {target} | {row.verdict} |"
+        )
+
+
+def _explanations(chosen: list[Row]) -> Iterator[str]:
+    by_reason: dict[str, list[Row]] = {}
+    for row in chosen:
+        if row.verdict == "missed":
+            by_reason.setdefault(reason(row), []).append(row)
+    if by_reason:
+        yield "\n### Misses\n"
+    for text, missed in by_reason.items():
+        names = ", ".join(f"{row.case} {row.ours} ({row.ratio:.2f})" for row in missed)
+        yield f"- {names}: {text}"
+
+
+def _notes(records: list[dict[str, Any]]) -> Iterator[str]:
+    noted = [record for record in records if record.get("notes")]
+    if noted:
+        yield "\n### Settings\n"
+    for record in noted:
+        parts = "; ".join(f"{name}: {text}" for name, text in record["notes"].items())
+        yield f"- {record['name']}: {parts}"
