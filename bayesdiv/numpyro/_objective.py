@@ -22,7 +22,7 @@ from bayesdiv.objectives import (
     is_two_sample,
 )
 from bayesdiv.objectives._coefficients import Coefficients, coefficients
-from bayesdiv.objectives._estimate import assemble, check_gradient
+from bayesdiv.objectives._estimate import assemble, check_gradient, is_linear
 
 
 def objective(
@@ -149,8 +149,8 @@ class DivergenceELBO(ELBO):
         """The loss, with the surrogate's gradient, and the mutable state of the next step."""
         run = Run(param_map, model, guide, args, kwargs)
         shared = not self.settings.is_linear
-        result, mutable = _estimate(self, self.settings, rng_key, run, share_plates=shared)
-        return {"loss": result.loss, "mutable_state": mutable or None}
+        _, loss, mutable = _estimate(self, self.settings, rng_key, run, share_plates=shared)
+        return {"loss": loss, "mutable_state": mutable or None}
 
     def estimate(
         self,
@@ -228,8 +228,8 @@ def _estimate(
     run: Run,
     *,
     share_plates: bool,
-) -> tuple[Estimate, dict[str, Any]]:
-    """One estimate and the mutable state after it."""
+) -> tuple[Estimate, jax.Array, dict[str, Any]]:
+    """One estimate, the loss to differentiate, and the mutable state after the step."""
     stored = _stored_state(settings, run)
     rule = settings.at(0 if stored is None else stored["step"])
     wanted = settings.resolve_gradient(rule)
@@ -288,6 +288,11 @@ def _estimate(
             with_reward=log_q is not None,
         )
 
+    if is_linear(rule) and log_q is None and not settings.warmup:
+        # The value is its own surrogate; summed once, it is the host's program to the operation.
+        loss = layout.scale * jnp.sum(-jnp.mean(rule.pseudo_reward(log_weight), axis=0))
+        result = Estimate(loss, jax.lax.stop_gradient(loss), fixed, layout.scale)
+        return result, loss, _next_mutable(mutable, stored, memory, dims)
     parts = parts_of(rule)
     if settings.warmup and stored is not None:
         cold = stored["step"] < settings.warmup
@@ -297,10 +302,17 @@ def _estimate(
     # Constants of the surrogate, also where a parameter of the divergence is differentiated.
     parts = Coefficients(parts.value, *jax.lax.stop_gradient((parts.weight, parts.reward)))
     result = assemble(parts, log_weight, log_q, scale=layout.scale)
-    mutable = jax.tree.map(_over_particles, mutable)
+    return result, result.loss, _next_mutable(mutable, stored, memory, dims)
+
+
+def _next_mutable(
+    mutable: dict[str, Any], stored: dict[str, Any] | None, memory: Any, dims: tuple[int, ...]
+) -> dict[str, Any]:
+    """The mutable state after the step: the sites' own, and the objective's."""
+    result = jax.tree.map(_over_particles, mutable)
     if stored is not None:
-        mutable[STATE_SITE] = next_state(stored, memory, dims)
-    return result, mutable
+        result[STATE_SITE] = next_state(stored, memory, dims)
+    return result
 
 
 def _stored_state(settings: ObjectiveSettings, run: Run) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from numpyro.infer import SVI
+from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoBNAFNormal, AutoDelta
 
 from bayesdiv.divergences import (
@@ -129,6 +129,23 @@ def test_vmap_over_seeds_and_scan_over_steps():
     _, scanned = jax.lax.scan(lambda c, key: (c, loss.loss(key, PARAMS, model, guide)), 0, keys)
     np.testing.assert_allclose(mapped, one_by_one, rtol=1e-10)
     np.testing.assert_allclose(scanned, one_by_one, rtol=1e-10)
+
+
+def test_reverse_kl_compiles_to_the_hosts_program():
+    costs = []
+    for loss in (objective("reverse_kl", num_particles=4), Trace_ELBO(num_particles=4)):
+        gradient = jax.grad(lambda p, key, loss=loss: loss.loss(key, p, model, guide))
+        compiled = jax.jit(gradient).lower(PARAMS, KEY).compile()
+        costs.append(compiled.cost_analysis()["flops"])
+    assert costs[0] <= 1.05 * costs[1]
+
+
+def test_a_target_without_mass_gives_an_infinite_loss():
+    def impossible():
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.factor("never", jnp.where(z == z, -jnp.inf, 0.0))
+
+    assert objective("reverse_kl").loss(KEY, PARAMS, impossible, guide) == jnp.inf
 
 
 def test_estimate_can_be_compiled():
