@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -147,8 +147,7 @@ class BaseFitResult(ABC):
             if self.checkpoint is not None:
                 self.save(self.checkpoint)
 
-        with self._running(run):
-            run.advance(problem, on_window=after_window)
+        run.advance(problem, on_window=after_window)
         progress.finish(task, run.schedule)
 
     def _judge(self) -> None:
@@ -174,10 +173,6 @@ class BaseFitResult(ABC):
     def _scope(self) -> Iterator[None]:
         """The precision and random state that everything is computed in."""
         yield
-
-    def _running(self, run: Any) -> AbstractContextManager[None]:
-        """What holds while ``run`` takes steps."""
-        return nullcontext()
 
     @abstractmethod
     def _problem(self, stage: int) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from bayesdiv.fitting import (
     name_of,
     plan_stages,
 )
+from bayesdiv.objectives import is_two_sample
 from bayesdiv.pyro._objective import DivergenceELBO, objective
-from bayesdiv.pyro._optimise import Problem, Run, estimate_in_chunks
+from bayesdiv.pyro._optimise import Problem, Run
 from bayesdiv.pyro._target import PyroTarget
 from bayesdiv.pyro._whitened import WhitenedGuide
 
@@ -122,6 +123,7 @@ class FitResult(BaseFitResult):
 
     double: bool
     vectorizes: bool = True
+    nesting: int | None = None
 
     @property
     def guides(self) -> list[Any]:
@@ -188,9 +190,6 @@ class FitResult(BaseFitResult):
         with torch.random.fork_rng(devices=[]), _default_dtype(double=self.double):
             yield
 
-    def _running(self, run: Run) -> AbstractContextManager[None]:
-        return _antithetic(run.guide)
-
     def _latent_names(self) -> list[str]:
         from bayesdiv.pyro._sites import sample_sites
 
@@ -206,7 +205,7 @@ class FitResult(BaseFitResult):
             self.runs = [Run(schedules[0], guide=guide)]
             return
         target = PyroTarget(self.model, self.args, self.kwargs)
-        self.vectorizes = target.vectorizes
+        self.vectorizes, self.nesting = target.vectorizes, target.nesting
         rng = np.random.default_rng(seed)
         first = target.initial_point()
         points = [first, first + rng.uniform(-0.5, 0.5, target.dim)]
@@ -221,17 +220,23 @@ class FitResult(BaseFitResult):
 
     def _problem(self, stage: int) -> Problem:
         divergence, options = self.stages[stage]
-        made = objective(divergence, vectorize_particles=self.vectorizes, **options)
-        return Problem(self.model, self.args, self.kwargs, made)
+        if not is_two_sample(divergence):
+            options = {**self._host_options(), **options}
+        return Problem(self.model, self.args, self.kwargs, objective(divergence, **options))
 
     def _log_weights(self, run: Run, num_particles: int) -> np.ndarray:
-        probe = objective("reverse_kl", vectorize_particles=self.vectorizes)
+        probe = objective("reverse_kl", **self._host_options())
         assert isinstance(probe, DivergenceELBO)
         count = num_particles if self.vectorizes else min(num_particles, 500)
-        weights = estimate_in_chunks(
-            probe, self.model, run.guide, self.args, self.kwargs, num_particles=count
+        result = probe.estimate(
+            self.model, run.guide, *self.args, num_particles=count, **self.kwargs
         )
-        return weights.reshape(count, -1).sum(-1).double().numpy()
+        return result.log_weight.reshape(count, -1).sum(-1).double().numpy()
+
+    def _host_options(self) -> dict[str, Any]:
+        """Particles in one run or a loop, and the depth of plates where it is known."""
+        options: dict[str, Any] = {"vectorize_particles": self.vectorizes}
+        return options if self.nesting is None else {**options, "max_plate_nesting": self.nesting}
 
     def _agreement(self) -> float:
         # The starting approximation's unit: a mean-field guide's own can be far too small.
@@ -252,18 +257,6 @@ def _stages(
 
 def _guide_name(guide: Any) -> str:
     return getattr(guide, "__name__", type(guide).__name__)
-
-
-@contextmanager
-def _antithetic(guide: Any) -> Iterator[None]:
-    """Draw particles in pairs while optimising; draws for the user stay independent."""
-    if isinstance(guide, WhitenedGuide):
-        guide.antithetic = True
-    try:
-        yield
-    finally:
-        if isinstance(guide, WhitenedGuide):
-            guide.antithetic = False
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 
 from bayesdiv.fitting import WINDOW, FitRun, StageSchedule, WindowSummary
-from bayesdiv.pyro._objective import DivergenceELBO
+from bayesdiv.pyro._whitened import antithetic
 
 
 class Problem(NamedTuple):
@@ -41,29 +41,14 @@ class Run(FitRun):
 
     def take_window(self, problem: Problem) -> WindowSummary:
         kept = self._snapshot()
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.schedule.step_size
-        losses = []
-        sums = [torch.zeros_like(leaf) for leaf in self.parameters]
         try:
-            for _ in range(WINDOW):
-                self.optimiser.zero_grad(set_to_none=True)
-                losses.append(
-                    problem.objective.loss_and_grads(
-                        problem.model, self.guide, *problem.args, **problem.kwargs
-                    )
-                )
-                self.optimiser.step()
-                torch._foreach_add_(sums, [leaf.detach() for leaf in self.parameters])
-            average = np.concatenate([(total / WINDOW).numpy().ravel() for total in sums])
-            if not (np.all(np.isfinite(losses)) and np.all(np.isfinite(average))):
-                raise ValueError("the loss or the parameters became NaN or infinite.")
+            losses, average = self._steps(problem)
         except ValueError:
             self._restore(kept)
             raise
         self.generator_state = torch.get_rng_state()
         whitened = getattr(self.guide, "is_whitened", False)
-        return WindowSummary(np.asarray(losses), average, whitened)
+        return WindowSummary(losses, average, whitened)
 
     def load_average(self, problem: Problem, average: np.ndarray) -> None:
         position = 0
@@ -89,6 +74,27 @@ class Run(FitRun):
         self.parameters = list(unique.values())
         self.optimiser = torch.optim.Adam(self.parameters, lr=self.schedule.step_size)
 
+    def _steps(self, problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+        """The losses of a window and the flat average of the parameters."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.schedule.step_size
+        losses = np.empty(WINDOW)
+        sums = [torch.zeros_like(leaf) for leaf in self.parameters]
+        with antithetic(self.guide):
+            for step in range(WINDOW):
+                self.optimiser.zero_grad(set_to_none=True)
+                losses[step] = problem.objective.loss_and_grads(
+                    problem.model, self.guide, *problem.args, **problem.kwargs
+                )
+                self.optimiser.step()
+                torch._foreach_add_(sums, [leaf.detach() for leaf in self.parameters])
+        average = np.concatenate([(total / WINDOW).numpy().ravel() for total in sums])
+        if not (np.all(np.isfinite(losses)) and np.all(np.isfinite(average))):
+            raise ValueError(
+                "the loss or the parameters became NaN or infinite within a window of steps."
+            )
+        return losses, average
+
     def _snapshot(self) -> Any:
         values = [leaf.detach().clone() for leaf in self.parameters]
         return values, copy.deepcopy(self.optimiser.state_dict())
@@ -99,23 +105,3 @@ class Run(FitRun):
             for leaf, value in zip(self.parameters, values, strict=True):
                 leaf.copy_(value)
         self.optimiser.load_state_dict(optimiser_state)
-
-
-def estimate_in_chunks(
-    objective: DivergenceELBO,
-    model: Callable,
-    guide: Any,
-    args: tuple,
-    kwargs: Mapping[str, Any],
-    *,
-    num_particles: int,
-    chunk: int = 500,
-) -> torch.Tensor:
-    """Log-weights of many particles, ``(num_particles, *plates)``, a chunk at a time."""
-    parts = []
-    while num_particles > 0:
-        count = min(chunk, num_particles)
-        result = objective.estimate(model, guide, *args, num_particles=count, **kwargs)
-        parts.append(result.log_weight)
-        num_particles -= count
-    return torch.cat(parts)

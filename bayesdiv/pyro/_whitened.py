@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -12,8 +14,6 @@ from pyro.distributions import transforms
 from pyro.infer.autoguide import AutoContinuous
 
 from bayesdiv.fitting import Start
-
-GUIDES = ("mean_field", "full_rank", "flow")
 
 
 class WhitenedGuide(AutoContinuous):
@@ -29,8 +29,8 @@ class WhitenedGuide(AutoContinuous):
     means move along the principal axes even where the scales may not.
     """
 
-    antithetic = False
-    """Whether draws come in pairs: steps do, so that noise linear in ε cancels from gradients."""
+    noise_pairs: NoisePairs | None = None
+    """Where the noise comes from inside :func:`antithetic`; ordinary draws are independent."""
 
     def __init__(self, model: Any, family: str, start: Start, *args: Any, **kwargs: Any) -> None:
         # Several restarts have parameters of the same names; a shared store would mix them up.
@@ -84,10 +84,13 @@ class WhitenedGuide(AutoContinuous):
             return dist.TransformedDistribution(base, [*self._steps(), affine])
         loc = self.centre + self.whitening @ self.shift
         if self.family == "mean_field":
-            normal = AntitheticNormal if self.antithetic else dist.Normal
-            return normal(loc, self.unit * self.log_scale.exp()).to_event(1)
-        normal = AntitheticMultivariateNormal if self.antithetic else dist.MultivariateNormal
-        return normal(loc, scale_tril=self.whitening @ self._inner_scale())
+            normal = PairedNormal(loc, self.unit * self.log_scale.exp(), validate_args=False)
+            normal.noise_pairs = self.noise_pairs
+            return normal.to_event(1)
+        tril = self.whitening @ self._inner_scale()
+        joint = PairedMultivariateNormal(loc, scale_tril=tril, validate_args=False)
+        joint.noise_pairs = self.noise_pairs
+        return joint
 
     def _steps(self) -> list[Any]:
         """The flow's layers with the order of coordinates turned round between them."""
@@ -109,27 +112,70 @@ class WhitenedGuide(AutoContinuous):
         return PointGuide(self, latent)
 
 
-def _antithetic_noise(shape: torch.Size, like: torch.Tensor) -> torch.Tensor:
-    """Standard normal noise whose second half along the first axis is minus the first."""
-    if len(shape) < 2 or shape[0] < 2:
-        return torch.randn(shape, dtype=like.dtype, device=like.device)
-    half = torch.randn(((shape[0] + 1) // 2, *shape[1:]), dtype=like.dtype, device=like.device)
-    return torch.cat([half, -half])[: shape[0]]
+class NoisePairs:
+    """Standard normal noise that comes in pairs ±ε: along the first axis, or from call to call."""
+
+    def __init__(self) -> None:
+        self._pending: torch.Tensor | None = None
+
+    def draw(self, shape: torch.Size, like: torch.Tensor) -> torch.Tensor:
+        """Noise of ``shape``, of the type of ``like``; two axes mean particles on the first."""
+        options = {"dtype": like.dtype, "device": like.device}
+        if len(shape) > 1 and shape[0] > 1:
+            half = torch.randn(((shape[0] + 1) // 2, *shape[1:]), **options)
+            return torch.cat([half, -half])[: shape[0]]
+        kept, self._pending = self._pending, None
+        if kept is not None and kept.shape == shape:
+            return -kept
+        self._pending = torch.randn(shape, **options)
+        return self._pending
 
 
-class AntitheticNormal(dist.Normal):
-    """A normal whose particles, along the first axis, come in pairs around the mean."""
+@contextmanager
+def antithetic(guide: Any) -> Iterator[None]:
+    """Draw a whitened guide's particles in pairs, so that noise linear in ε cancels from steps."""
+    if not isinstance(guide, WhitenedGuide):
+        yield
+        return
+    guide.noise_pairs = NoisePairs()
+    try:
+        yield
+    finally:
+        guide.noise_pairs = None
+
+
+class PairedNormal(dist.Normal):
+    """A normal whose noise is that of ``noise_pairs``, where there is one."""
+
+    noise_pairs: NoisePairs | None = None
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        wide = super().expand(batch_shape, _instance)
+        wide.noise_pairs = self.noise_pairs
+        return wide
 
     def rsample(self, sample_shape: Any = ()) -> torch.Tensor:
-        noise = _antithetic_noise(self._extended_shape(torch.Size(sample_shape)), self.loc)
-        return self.loc + self.scale * noise
+        if self.noise_pairs is None:
+            return super().rsample(torch.Size(sample_shape))
+        shape = self._extended_shape(torch.Size(sample_shape))
+        return self.loc + self.scale * self.noise_pairs.draw(shape, self.loc)
 
 
-class AntitheticMultivariateNormal(dist.MultivariateNormal):
+class PairedMultivariateNormal(dist.MultivariateNormal):
     """The same for a multivariate normal."""
 
+    noise_pairs: NoisePairs | None = None
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        wide = super().expand(batch_shape, _instance)
+        wide.noise_pairs = self.noise_pairs
+        return wide
+
     def rsample(self, sample_shape: Any = ()) -> torch.Tensor:
-        noise = _antithetic_noise(self._extended_shape(torch.Size(sample_shape)), self.loc)
+        if self.noise_pairs is None:
+            return super().rsample(torch.Size(sample_shape))
+        shape = self._extended_shape(torch.Size(sample_shape))
+        noise = self.noise_pairs.draw(shape, self.loc)
         return self.loc + (self._unbroadcasted_scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
 
 
