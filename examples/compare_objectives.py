@@ -186,7 +186,7 @@ def numpyro_rows(options: Options, reference: dict[str, np.ndarray]) -> list[dic
 
 def main(options: Options) -> None:
     """Reference, both comparisons side by side, then table, figure and files."""
-    console = Console()
+    console = Console(width=max(Console().width, 160))
     start = time.perf_counter()
     with console.status("NUTS, the reference"):
         reference = sample_reference(options)

@@ -41,7 +41,8 @@ class Runner:
             def step_size(step: jax.Array) -> jax.Array:
                 return learning_rate * 0.01 ** (step / num_steps)
 
-            optimizer = numpyro.optim.ClippedAdam(step_size)
+            # As in Pyro's twin: a short memory of the warm start's large gradients.
+            optimizer = numpyro.optim.ClippedAdam(step_size, b2=0.99)
         self.optimizer = optimizer
         self._compiled: Any = (None, None, None)
         self._draws: GuideDraws | None = None

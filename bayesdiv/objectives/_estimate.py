@@ -68,8 +68,8 @@ def check_gradient(rule: Any, gradient: str, num_particles: int, *, with_score: 
             f"{name} is defined by its path gradient and has no {gradient!r} gradient or score "
             "term; make every guide site reparameterised, or use 'renyi' or an f-divergence."
         )
-    # One particle has no baseline. Reverse KL does without, as the hosts' ELBO; other rewards, which
-    # are normalised over the particles, would be constants.
+    # One particle has no baseline. Reverse KL does without, as the hosts' ELBO; other rewards are
+    # normalised over the particles and would be constants.
     with_baseline = with_score and not is_linear(rule)
     needed = max(2 if with_baseline else 1, getattr(rule, "min_particles", 1))
     if num_particles < needed:

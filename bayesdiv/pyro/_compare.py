@@ -86,7 +86,10 @@ class Runner:
             return copy.deepcopy(self.optimizer)
         # A hundredth of the step size at the end: what is compared are objectives, not noise.
         decay = 0.01 ** (1.0 / self.num_steps)
-        return pyro.optim.ClippedAdam({"lr": self.learning_rate, "lrd": decay})
+        # Gradients of the warm start can be a thousand times larger than those after it; a long
+        # memory of their squares would stall what follows.
+        settings = {"lr": self.learning_rate, "lrd": decay, "betas": (0.9, 0.99)}
+        return pyro.optim.ClippedAdam(settings)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ def nuts_reference(
 
     L comes from the curvature at a mode found with SciPy; it only preconditions.
     """
-    with jax.enable_x64(True):
+    with jax.enable_x64(True):  # noqa: FBT003 - positional in JAX
         arguments = tuple(jnp.asarray(argument) for argument in arguments)
         info = initialize_model(jax.random.key(seed), model, model_args=arguments)
         first, unravel = jax.flatten_util.ravel_pytree(info.param_info.z)

@@ -3,6 +3,7 @@
 from functools import lru_cache
 
 import pytest
+
 from benchmarks.fit_accuracy import models_numpyro
 from benchmarks.fit_accuracy.reference import Reference, nuts_reference
 from benchmarks.fit_accuracy.run import measure
