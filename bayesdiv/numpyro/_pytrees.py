@@ -70,7 +70,7 @@ def _unflattener(cls: type) -> Any:
     def unflatten(description: Any, children: Any) -> Any:
         # Not through __init__: JAX also unflattens placeholders, which no check would pass.
         moving, static = description
-        instance = object.__new__(cls)
+        instance: Any = object.__new__(cls)
         for name, value in [*static, *zip(moving, children, strict=True)]:
             object.__setattr__(instance, name, value)
         return instance
@@ -78,7 +78,7 @@ def _unflattener(cls: type) -> Any:
     return unflatten
 
 
-def _with_subclasses(cls: type) -> list[type]:
+def _with_subclasses(cls: Any) -> list[Any]:
     return [cls, *(found for child in cls.__subclasses__() for found in _with_subclasses(child))]
 
 
