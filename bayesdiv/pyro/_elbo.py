@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 from pyro.infer.elbo import ELBO
 from pyro.infer.util import is_validation_enabled
-from pyro.poutine.messenger import Messenger
+from pyro.poutine.guide import GuideMessenger
 from pyro.util import check_site_shape
 
 from bayesdiv.divergences import ReverseKL
@@ -187,7 +187,7 @@ class DivergenceELBO(ELBO):
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         unwrapped: Any = poutine.unwrap(guide)
-        if isinstance(unwrapped, Messenger):
+        if isinstance(unwrapped, GuideMessenger):
             guide(*args, **kwargs)
             model_trace, guide_trace = unwrapped.get_traces()
         else:

@@ -115,9 +115,11 @@ def test_event_shapes_that_differ():
         step(objective("forward_kl", num_particles=1), model, vector)
 
 
-def test_a_value_outside_the_support_names_the_site():
+@pytest.mark.parametrize("num_particles", [1, 4])
+def test_a_value_outside_the_support_names_the_site(num_particles):
+    loss = objective("forward_kl", num_particles=num_particles)
     with pytest.raises(ValueError, match="at site 'x'"):
-        step(objective("forward_kl"), model, guide, torch.tensor([float("nan")]))
+        step(loss, model, guide, torch.tensor([float("nan")]))
 
 
 def tilted(bad):
