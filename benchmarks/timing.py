@@ -14,9 +14,9 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Seconds a call of each step, one number a round.
 
-    A round runs each step for about ``block_seconds``, at least once. Whoever begins a round ends
-    the next, so that neither load nor temperature favours one of them; a ratio of two steps is
-    therefore taken within a round, see :func:`benchmarks.results.ratio`.
+    A round runs each step for about ``block_seconds``, at least once (once if 0). Whoever begins a
+    round ends the next, so that neither load nor temperature favours one of them; a ratio of two
+    steps is therefore taken within a round, see :func:`benchmarks.results.ratio`.
     """
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds!r}.")
@@ -38,5 +38,8 @@ def _seconds(step: Step, calls: int) -> float:
 
 def _calls_in(step: Step, block_seconds: float) -> int:
     # The first calls allocate, guess plates and compile.
+    if block_seconds == 0.0:
+        step()
+        return 1
     _seconds(step, 2)
     return max(1, min(2000, int(block_seconds / max(_seconds(step, 1), 1e-7))))

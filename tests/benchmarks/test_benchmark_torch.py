@@ -1,0 +1,29 @@
+"""Every torch case at a tiny size: contestants agree and are timed."""
+
+import functools
+
+import pytest
+
+pytest.importorskip("geomloss")
+
+from benchmarks import pyro_cases, transport_torch
+from benchmarks.cases import ResultsDiffer, run_case
+from benchmarks.pyro_models import small
+from benchmarks.results import rows
+
+CASES = [*pyro_cases.cases(quick=True), *transport_torch.cases(quick=True)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_contestants_agree_and_are_timed(case):
+    record = run_case(case, rounds=1, block_seconds=0.0)
+    assert record["error"] is None, record["traceback"]
+    assert record["agreement"]
+    assert len(rows(record)) == len(record["comparisons"]) > 0
+
+
+def test_another_objective_is_not_timed(monkeypatch):
+    wrong = functools.partial(pyro_cases.RenyiELBO, pyro_cases.RENYI_ORDER)
+    monkeypatch.setattr(pyro_cases, "Trace_ELBO", wrong)
+    with pytest.raises(ResultsDiffer, match="reverse_kl: loss"):
+        pyro_cases.prepare(small, 16)
