@@ -10,6 +10,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous
+from pyro.infer.autoguide.initialization import init_to_feasible
 
 from bayesdiv.pyro._sites import PARTICLE_PLATE, plates_of, sample_sites, scaled, unscaled_log_prob
 from bayesdiv.pyro._whitened import PointGuide
@@ -27,7 +28,8 @@ class PyroTarget:
     def __init__(self, model: Callable, args: tuple, kwargs: Mapping[str, Any]) -> None:
         self.model, self.args, self.kwargs = model, args, kwargs
         self.nesting = _plate_nesting(model, args, kwargs)
-        self.guide = AutoContinuous(model)
+        # Medians of wide priors can be far out, where a count model already overflows.
+        self.guide = AutoContinuous(model, init_loc_fn=init_to_feasible)
         self.guide._setup_prototype(*args, **kwargs)
         self.dim = self.guide.latent_dim
         self.vectorizes = self._vectorizes()
@@ -67,6 +69,14 @@ class PyroTarget:
             if self.vectorizes:
                 return self._batched(_tensor(z)).double().numpy()
             return np.array([self.potential(_tensor(row)).item() for row in z])
+
+    def gradients(self, z: np.ndarray) -> np.ndarray:
+        """Gradients of a batch, ``(batch, dim)``."""
+        if not self.vectorizes:
+            return np.stack([self.value_and_gradient(row)[1] for row in z])
+        points = _tensor(z).requires_grad_()
+        (slopes,) = torch.autograd.grad(self._batched(points).sum(), points)
+        return slopes.double().numpy()
 
     def _batched(self, z: torch.Tensor) -> torch.Tensor:
         count = len(z)
