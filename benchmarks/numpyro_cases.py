@@ -131,8 +131,9 @@ def _check(problem: Problem, count: int) -> dict[str, float]:
     for name, (ours, theirs) in pairs.items():
         found, wanted = (_loss_and_gradient(problem, loss) for loss in (ours, theirs))
         agreement |= agree(f"{name}: loss", found[0], wanted[0], 1e-5)
-        # Sums over 10^4 rows in float32, in another order.
-        agreement |= agree(f"{name}: gradient", found[1], wanted[1], 1e-4)
+        # Log-weights of 10^4 rows are known to 1e-3 in float32, and so are weights.
+        tolerance = 1e-4 if name == "reverse_kl" else 2e-3
+        agreement |= agree(f"{name}: gradient", found[1], wanted[1], tolerance)
     return agreement
 
 

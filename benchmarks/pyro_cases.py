@@ -78,8 +78,9 @@ def _check(problem: Problem, count: int) -> dict[str, float]:
         value, gradient = _loss_and_gradient(problem, loss, arguments)
         wanted, wanted_gradient = _loss_and_gradient(problem, peer, arguments)
         agreement |= agree(f"{name}: loss", value, wanted, 1e-5)
-        # Sums over 10^4 rows in float32, in another order.
-        agreement |= agree(f"{name}: gradient", gradient, wanted_gradient, 1e-4)
+        # Log-weights of 10^4 rows are known to 1e-3 in float32, and so are weights.
+        tolerance = 1e-4 if name == "reverse_kl" else 2e-3
+        agreement |= agree(f"{name}: gradient", gradient, wanted_gradient, tolerance)
     return agreement
 
 
