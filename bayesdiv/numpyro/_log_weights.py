@@ -60,11 +60,13 @@ def particle(
     gradient: str,
     explicit: bool,
     linear: bool,
+    fixed_model: bool,
 ) -> Particle:
     """log p̃(z) − log q(z) of one draw z of the guide, with the graph that ``gradient`` asks for.
 
     Keys are split as :class:`numpyro.infer.Trace_ELBO` does, so that draws coincide. ``explicit``
-    says that the user asked for this gradient rather than for "auto".
+    says that the user asked for this gradient rather than for "auto"; ``fixed_model``, that paths
+    exist only where the model has no parameters.
 
     Raises
     ------
@@ -83,6 +85,14 @@ def particle(
         if len(scored) == len(latents) and scored:
             gradient = "score"
     if gradient == "path" and not explicit and any(map(_is_slow_to_invert, latents)):
+        gradient = "reparam"
+
+    if gradient == "path" and fixed_model and _has_parameters(model_trace):
+        if explicit:
+            raise ValueError(
+                "gradient='path' does not exist for a bound whose model has parameters, which need "
+                "other weights than the samples; use gradient='reparam' or 'auto'."
+            )
         gradient = "reparam"
 
     plus, own = log_probs(model_trace), log_probs(guide_trace)
@@ -172,6 +182,10 @@ def _held_log_probs(run: Run, guide_trace: Trace, guide_key: jax.Array) -> list[
 
 def _samples(trace: Trace) -> Iterable[dict[str, Any]]:
     return (site for site in trace.values() if site["type"] == "sample")
+
+
+def _has_parameters(trace: Trace) -> bool:
+    return any(site["type"] == "param" for site in trace.values())
 
 
 def _has_path(site: dict[str, Any]) -> bool:

@@ -17,6 +17,7 @@ from bayesdiv.numpyro._state import STATE_SITE, StatefulGuide, next_state, read_
 from bayesdiv.objectives import (
     Estimate,
     ObjectiveSettings,
+    RenyiBound,
     RunningNormalizer,
     SelfNormalizer,
     is_two_sample,
@@ -102,7 +103,8 @@ class DivergenceELBO(ELBO):
     problems: the divergence is applied to each element and summed, so that they may be subsampled.
 
     Parameters of the model get −E[path_weight · ∇ log p]: the ELBO's gradient under reverse KL, the
-    evidence's (IWAE, wake phase) under forward KL.
+    evidence's (wake phase) under forward KL; under a bound, the bound's own, for which "auto" takes
+    the gradient of plain reparameterisation.
 
     Objectives that must remember something (a warm start, a schedule, a running normaliser) keep it
     in SVI's ``mutable_state``: ``SVI(model, loss.stateful(guide), optim, loss)``.
@@ -249,6 +251,7 @@ def _estimate(
             gradient=wanted,
             explicit=settings.gradient != "auto",
             linear=settings.is_linear,
+            fixed_model=isinstance(rule, RenyiBound),
         )
 
     count = settings.count
