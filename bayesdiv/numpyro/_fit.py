@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -267,7 +267,7 @@ class FitResult(BaseFitResult):
         means = [np.asarray(self.guide.loc_and_scale(params)[0]) for params in self.all_params]
         return max(float(np.max(np.abs(mean - means[0]) / unit)) for mean in means[1:])
 
-    _evaluate = None
+    _evaluate: Any = field(default=None, init=False, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         # What is compiled does not pickle.

@@ -93,7 +93,7 @@ class WhitenedGuide(AutoContinuous):
     def _parameters(self) -> dict[str, Any]:
         defaults = self._defaults(np.random.default_rng(0))
         return {
-            name: numpyro.param(f"{self.prefix}_{name}", jnp.asarray(value))
+            name: _in_precision(numpyro.param(f"{self.prefix}_{name}", jnp.asarray(value)))
             for name, value in defaults.items()
         }
 
@@ -112,26 +112,26 @@ class WhitenedGuide(AutoContinuous):
 
     def _location(self, values: dict[str, Any]) -> jax.Array:
         start = self._fitted_start
-        return jnp.asarray(start.location) + jnp.asarray(start.scale_tril) @ values["shift"]
+        return _in_precision(start.location) + _in_precision(start.scale_tril) @ values["shift"]
 
     def _scale(self, values: dict[str, Any]) -> jax.Array:
         # Of all diagonal normals the reverse-KL optimum has the conditional scales.
         inverse = np.linalg.inv(self._fitted_start.scale_tril)
-        return jnp.asarray((inverse**2).sum(0) ** -0.5) * jnp.exp(values["log_scale"])
+        return _in_precision((inverse**2).sum(0) ** -0.5) * jnp.exp(values["log_scale"])
 
     def _scale_tril(self, values: dict[str, Any]) -> jax.Array:
         dim = values["shift"].shape[-1]
         inner = jnp.diag(jnp.exp(values["log_scale"]))
         inner = inner.at[jnp.tril_indices(dim, -1)].set(values["lower"])
-        return jnp.asarray(self._fitted_start.scale_tril) @ inner
+        return _in_precision(self._fitted_start.scale_tril) @ inner
 
     def _transforms(self, values: dict[str, Any]) -> list[Any]:
-        outer = jnp.asarray(self._fitted_start.scale_tril) * jnp.exp(values["log_scale"])
+        outer = _in_precision(self._fitted_start.scale_tril) * jnp.exp(values["log_scale"])
         return [*build_layers(values), LowerCholeskyAffine(self._location(values), outer)]
 
     def _by_name(self, params: dict[str, Any]) -> dict[str, Any]:
         names = self._defaults(np.random.default_rng(0))
-        return {name: jnp.asarray(params[f"{self.prefix}_{name}"]) for name in names}
+        return {name: _in_precision(params[f"{self.prefix}_{name}"]) for name in names}
 
     def get_base_dist(self) -> Any:
         """A standard normal of as many dimensions as the latent vector has."""
@@ -231,3 +231,8 @@ class MirroredMultivariateNormal(dist.MultivariateNormal):
         shape = sample_shape + self.batch_shape + self.event_shape
         noise = self.sign * jax.random.normal(key, shape)
         return self.loc + jnp.squeeze(self.scale_tril @ noise[..., None], axis=-1)
+
+
+def _in_precision(value: Any) -> jax.Array:
+    """``value`` in the precision of the moment: fits are in float64, later use may not be."""
+    return jnp.asarray(value, dtype=jax.dtypes.canonicalize_dtype(value.dtype))

@@ -177,7 +177,7 @@ class FitResult(BaseFitResult):
             # A weak reference that Pyro leaves behind, and that does not pickle.
             leaf.__dict__.pop("unconstrained", None)
         names = [name for name in map(store.param_name, leaves) if name is not None]
-        state = store.get_state()
+        state: dict[str, Any] = dict(store.get_state())
         kept = {part: {name: state[part][name] for name in names} for part in state}
         return {**self.__dict__, "_store": kept}
 

@@ -65,7 +65,7 @@ class Run(FitRun):
     def _collect(self, problem: Problem) -> None:
         with poutine.trace(param_only=True) as capture:
             problem.objective.loss(problem.model, self.guide, *problem.args, **problem.kwargs)
-        values = [site["value"] for site in capture.trace.nodes.values()]
+        values: list[Any] = [site["value"] for site in capture.trace.nodes.values()]
         # The parameters of local modules are leaves themselves.
         found = [v.unconstrained() if hasattr(v, "unconstrained") else v for v in values]
         if isinstance(self.guide, torch.nn.Module):

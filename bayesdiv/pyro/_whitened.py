@@ -42,7 +42,7 @@ class WhitenedGuide(AutoContinuous):
         self.family = family
         self._setup_prototype(*args, **kwargs)
         dim = self.latent_dim
-        options = {"dtype": torch.get_default_dtype()}
+        options: dict[str, Any] = {"dtype": torch.get_default_dtype()}
         self.register_buffer("centre", torch.as_tensor(start.location, **options))
         self.register_buffer("whitening", torch.as_tensor(start.scale_tril, **options))
         self.shift = torch.nn.Parameter(torch.zeros(dim, **options))
@@ -120,7 +120,7 @@ class NoisePairs:
 
     def draw(self, shape: torch.Size, like: torch.Tensor) -> torch.Tensor:
         """Noise of ``shape``, of the type of ``like``; two axes mean particles on the first."""
-        options = {"dtype": like.dtype, "device": like.device}
+        options: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
         if len(shape) > 1 and shape[0] > 1:
             half = torch.randn(((shape[0] + 1) // 2, *shape[1:]), **options)
             return torch.cat([half, -half])[: shape[0]]
