@@ -25,6 +25,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="NAME",
         help="cases whose name contains NAME, such as pyro/vae or sinkhorn; may be repeated",
     )
+    parser.add_argument(
+        "--update", action="store_true", help="keep the cases that are not run in the results"
+    )
     parser.add_argument("--rounds", type=int, default=None, help="rounds (7; 1 with --quick)")
     parser.add_argument("--threads", type=int, default=1, help="threads of every library (1)")
     parser.add_argument("--framework", choices=FRAMEWORKS, help="only this framework's process")
@@ -42,7 +45,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         settings.rounds = 1 if settings.quick else 7
     if settings.output is None:
         # A trial run must not replace the numbers that the documentation shows.
-        partial = settings.quick or bool(settings.only)
+        partial = settings.quick or (bool(settings.only) and not settings.update)
         settings.output = str(ROOT / "build" / "benchmarks" if partial else RESULTS)
     return settings
 
@@ -83,6 +86,7 @@ def _spawn(settings: argparse.Namespace, framework: str) -> None:
     command += ["--rounds", str(settings.rounds), "--threads", str(settings.threads)]
     command += ["--output", settings.output]
     command += ["--quick"] if settings.quick else []
+    command += ["--update"] if settings.update else []
     for name in settings.only:
         command += ["--only", name]
     subprocess.run(command, check=True, cwd=ROOT, env=with_threads(settings.threads))

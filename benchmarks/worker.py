@@ -37,22 +37,35 @@ def run(settings: argparse.Namespace) -> dict[str, Any]:
         for case in cases_of(settings.worker, quick=settings.quick)
         if not settings.only or any(part in case.name for part in settings.only)
     ]
-    records = []
-    for index, case in enumerate(chosen, 1):
-        start = time.perf_counter()
-        record = run_case(case, rounds=settings.rounds, block_seconds=BLOCK_SECONDS[settings.quick])
-        records.append(record)
-        _announce(f"{index}/{len(chosen)}", record, time.perf_counter() - start)
+    path = path_of(Path(settings.output), settings.worker)
     report = {
         "environment": environment,
         "rounds": settings.rounds,
         "quick": settings.quick,
-        "cases": records,
+        "cases": _kept(path) if settings.update else [],
     }
     Path(settings.output).mkdir(parents=True, exist_ok=True)
-    text = json.dumps(report, indent=1, sort_keys=False)
-    path_of(Path(settings.output), settings.worker).write_text(text + "\n", encoding="utf-8")
+    for index, case in enumerate(chosen, 1):
+        start = time.perf_counter()
+        record = run_case(case, rounds=settings.rounds, block_seconds=BLOCK_SECONDS[settings.quick])
+        _replace(report["cases"], record)
+        # After every case, so that an interrupted run leaves what it has found.
+        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        _announce(f"{index}/{len(chosen)}", record, time.perf_counter() - start)
     return report
+
+
+def _kept(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text(encoding="utf-8"))["cases"] if path.exists() else []
+
+
+def _replace(records: list[dict[str, Any]], record: dict[str, Any]) -> None:
+    """Put ``record`` in the place of the one with its name, or at the end."""
+    names = [known["name"] for known in records]
+    if record["name"] in names:
+        records[names.index(record["name"])] = record
+    else:
+        records.append(record)
 
 
 def _announce(position: str, record: dict[str, Any], seconds: float) -> None:

@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from benchmarks import worker
 from benchmarks.__main__ import parse
 from benchmarks.cases import Case, Comparison, Duel, ResultsDiffer, agree, run_case
 from benchmarks.results import RESULTS, ratio, rows
@@ -78,5 +79,26 @@ def test_marginal_error_counts_both_sides():
 def test_trial_runs_leave_the_committed_results_alone():
     assert parse([]).output == str(RESULTS)
     assert parse([]).rounds >= 5
-    for trial in (["--quick"], ["--only", "pyro"]):
+    for trial in (["--quick"], ["--only", "pyro"], ["--quick", "--update"]):
         assert parse(trial).output != str(RESULTS)
+    assert parse(["--only", "pyro", "--update"]).output == str(RESULTS)
+
+
+def test_update_replaces_the_cases_that_are_run_and_keeps_the_others(tmp_path, monkeypatch):
+    def prepare():
+        return Duel({"a": lambda: None, "b": lambda: None}, [Comparison("a", "b", 1.0)])
+
+    monkeypatch.setattr(worker, "cases_of", lambda *_, quick: [Case("new", prepare)])
+    monkeypatch.setattr(worker, "_keep_quiet", lambda *_: None)
+    old = [{"name": "kept", "error": "an error"}, {"name": "new", "error": "an error"}]
+    (tmp_path / "torch.json").write_text(json.dumps({"cases": old}))
+    arguments = ["--worker", "torch", "--rounds", "1", "--output", str(tmp_path)]
+    worker.run(parse([*arguments, "--update"]))
+    cases = json.loads((tmp_path / "torch.json").read_text())["cases"]
+    assert [(case["name"], case["error"]) for case in cases] == [
+        ("kept", "an error"),
+        ("new", None),
+    ]
+    worker.run(parse(arguments))
+    cases = json.loads((tmp_path / "torch.json").read_text())["cases"]
+    assert [case["name"] for case in cases] == ["new"]
