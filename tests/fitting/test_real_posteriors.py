@@ -16,7 +16,6 @@ WITHIN_THE_BAR = [
     "breast_cancer",
     "arrests",
     "sunspots",
-    "wages",
 ]
 
 
