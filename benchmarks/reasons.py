@@ -10,10 +10,10 @@ from benchmarks.results import Row
 _REASONS = (
     (
         "pyro/small/16 * reverse_kl",
-        "a fixed 0.2 ms a step, which shows because the whole step takes two. Of the time added "
-        "(cProfile), half is the second log q of a path gradient, whose parameters are held fixed "
-        "(three more Normals built and evaluated); the rest is the sum by particle and the "
-        "weights. Reverse KL needs neither, and is itself faster than Trace_ELBO by as much.",
+        "a fixed cost of a few tenths of a millisecond, which shows because a step takes three. "
+        "Of the time added (cProfile), close to half is the second log q of a path gradient, with "
+        "its parameters held fixed (three more Normals built and evaluated); the rest is the sum by "
+        "particle and the weights, which RenyiELBO pays too. Reverse KL needs neither.",
     ),
 )
 UNEXPLAINED = "not explained yet; see `python -m benchmarks --profile CASE`."
