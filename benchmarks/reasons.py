@@ -12,8 +12,8 @@ _REASONS = (
         "pyro/small/16 * reverse_kl",
         "a fixed cost of a few tenths of a millisecond, which shows because a step takes three. "
         "Of the time added (cProfile), close to half is the second log q of a path gradient, with "
-        "its parameters held fixed (three more Normals built and evaluated); the rest is the sum by "
-        "particle and the weights, which RenyiELBO pays too. Reverse KL needs neither.",
+        "its parameters held fixed (three more Normals built and evaluated); the rest is the sum "
+        "by particle and the weights, which RenyiELBO pays too. Reverse KL needs neither.",
     ),
 )
 UNEXPLAINED = "not explained yet; see `python -m benchmarks --profile CASE`."
