@@ -16,6 +16,7 @@ from numpyro.infer import SVI
 from bayesdiv.fitting import WINDOW, FitRun, StageSchedule, WindowSummary
 from bayesdiv.numpyro._objective import DivergenceELBO
 from bayesdiv.numpyro._state import STATE_SITE
+from bayesdiv.numpyro._whitened import WhitenedGuide
 
 
 class Problem:
@@ -45,8 +46,16 @@ class Problem:
 
     def start(self, rng_key: jax.Array, params: dict[str, Any] | None) -> Any:
         """The state of SVI at ``params``, or where the guide starts by itself."""
-        state = self.svi.init(rng_key, *self.args, init_params=params, **self.kwargs)
-        return state._replace(rng_key=rng_key)
+
+        def initialise(key: jax.Array, params: dict[str, Any] | None) -> Any:
+            return self.svi.init(key, *self.args, init_params=params, **self.kwargs)
+
+        # SVI keeps constraints, into which compilation must not leak; without parameters but the
+        # whitened guide's there are none, and one compilation is faster than many.
+        trace = self.guide.prototype_trace if isinstance(self.guide, WhitenedGuide) else None
+        if trace and not any(site["type"] in ("param", "mutable") for site in trace.values()):
+            initialise = jax.jit(initialise)
+        return initialise(rng_key, params)._replace(rng_key=rng_key)
 
     def take_window(self, state: Any, step_size: float) -> tuple[Any, np.ndarray, np.ndarray]:
         """The state after a window, its losses, and the flat average of the parameters."""
