@@ -54,11 +54,16 @@ class NumPyroTarget:
         def values(z: jax.Array) -> jax.Array:
             return jax.lax.map(potential, z, batch_size=min(_BATCH, z.shape[0]))
 
-        self._potential = potential
+        def hessian(z: jax.Array) -> jax.Array:
+            def row(direction: jax.Array) -> jax.Array:
+                return jax.jvp(jax.grad(potential), (z,), (direction,))[1]
+
+            return jax.lax.map(row, jnp.eye(self.dim), batch_size=min(_BATCH, self.dim))
+
         self._value_and_gradient = jax.jit(jax.value_and_grad(potential))
         self._values = jax.jit(values)
         self._gradients = jax.jit(jax.grad(lambda z: values(z).sum()))
-        self._hessian: Callable | None = None
+        self._hessian = jax.jit(hessian)
 
     def initial_point(self) -> np.ndarray:
         """A feasible point, zero for unconstrained sites."""
@@ -71,15 +76,7 @@ class NumPyroTarget:
 
     def hessian(self, z: np.ndarray) -> np.ndarray:
         """Second derivatives, ``(dim, dim)``."""
-        point = jnp.asarray(z)
-        if self._hessian is None:
-            self._hessian = jax.jit(lambda z: self._rows(z, forward=True))
-            try:
-                return np.asarray(self._hessian(point), dtype=np.float64)
-            except TypeError:
-                # A derivative rule of the user's own need not be differentiable forwards.
-                self._hessian = jax.jit(lambda z: self._rows(z, forward=False))
-        return np.asarray(self._hessian(point), dtype=np.float64)
+        return np.asarray(self._hessian(jnp.asarray(z)), dtype=np.float64)
 
     def values(self, z: np.ndarray) -> np.ndarray:
         """Potentials of a batch, ``(batch, dim)`` → ``(batch,)``."""
@@ -88,17 +85,6 @@ class NumPyroTarget:
     def gradients(self, z: np.ndarray) -> np.ndarray:
         """Gradients of a batch, ``(batch, dim)``."""
         return np.asarray(self._gradients(jnp.asarray(z)), dtype=np.float64)
-
-    def _rows(self, z: jax.Array, *, forward: bool) -> jax.Array:
-        gradient = jax.grad(self._potential)
-        pull = None if forward else jax.vjp(gradient, z)[1]
-
-        def row(direction: jax.Array) -> jax.Array:
-            if pull is not None:
-                return pull(direction)[0]
-            return jax.jvp(gradient, (z,), (direction,))[1]
-
-        return jax.lax.map(row, jnp.eye(self.dim), batch_size=min(_BATCH, self.dim))
 
 
 def check_model(
