@@ -49,6 +49,7 @@ class ObjectiveSettings:
     gradient: str = "auto"
     normalizer: Any = "self"
     warmup: int = 0
+    _constant: Any = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.gradient not in ("auto", *GRADIENTS):
@@ -57,7 +58,9 @@ class ObjectiveSettings:
             )
         if isinstance(self.warmup, bool) or not isinstance(self.warmup, int) or self.warmup < 0:
             raise ValueError(f"warmup must be a number of steps >= 0, got {self.warmup!r}.")
-        first = self.at(0)
+        first = self._build(0)
+        # Looking a name up costs as much as a few sites of a model do; a schedule has to.
+        object.__setattr__(self, "_constant", None if self.has_schedule else first)
         require_log_weight_objective(first)
         count = self.num_particles
         if count is None:
@@ -92,6 +95,9 @@ class ObjectiveSettings:
 
     def at(self, step: Any) -> Any:
         """The objective at ``step``, a number or a traced value; the warm start is not included."""
+        return self._build(step) if self._constant is None else self._constant
+
+    def _build(self, step: Any) -> Any:
         parameters = {
             name: value(step) if self.has_schedule and callable(value) else value
             for name, value in self.parameters.items()

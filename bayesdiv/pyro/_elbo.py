@@ -100,10 +100,6 @@ class DivergenceELBO(ELBO):
             settings.normalizer.init() if settings.normalizer.is_stateful else None
         )
         self._frozen = FrozenGuide()
-        # Built once: looking a name up costs as much as a few sites do.
-        self._reverse_kl = ReverseKL()
-        self._constant = None if settings.has_schedule else settings.at(0)
-        self._is_linear = settings.is_linear
 
     def state_dict(self) -> dict[str, Any]:
         """The step and the running normaliser, which a resumed run needs beside the parameters."""
@@ -162,7 +158,7 @@ class DivergenceELBO(ELBO):
                 gathered, layout = fresh._gather(model, guide, args, kwargs, None, "reparam")
                 parts.append(fresh._stack(gathered, layout, "log_weight"))
                 self.max_plate_nesting = fresh._nesting_for(self.num_particles)
-            return self._evaluate(self._current(), torch.cat(parts), layout.scale)
+            return self._evaluate(self.settings.current(self.step), torch.cat(parts), layout.scale)
 
     def _with_particles(self, num_particles: int) -> DivergenceELBO:
         fresh = copy.copy(self)
@@ -219,13 +215,8 @@ class DivergenceELBO(ELBO):
 
     # One estimate
 
-    def _current(self) -> Any:
-        if self.step < self.settings.warmup:
-            return self._reverse_kl
-        return self.settings.at(self.step) if self._constant is None else self._constant
-
     def _estimate(self, model: Any, guide: Any, args: Any, kwargs: Any) -> _Step:
-        current = self._current()
+        current = self.settings.current(self.step)
         gradient = self.settings.resolve_gradient(current)
         try:
             gathered, layout = self._gather(model, guide, args, kwargs, current, gradient)
@@ -277,7 +268,7 @@ class DivergenceELBO(ELBO):
         self, model: Any, guide: Any, args: Any, kwargs: Any, current: Any, gradient: str
     ) -> tuple[list[TraceTerms], PlateLayout]:
         """Log-probabilities of each pair of traces, and the plates that all their sites share."""
-        linear = self._is_linear
+        linear = self.settings.is_linear
         gathered, layout = [], PlateLayout((), 1.0)
         # Each pair at once: a flow keeps what its density needs for the last sample alone.
         with Unreparameterized() if gradient == "score" else nullcontext():

@@ -11,6 +11,8 @@ import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 
+from bayesdiv.pyro._sites import base_distribution, is_delta
+
 _DRAWS_PLATE = "_bayesdiv_draws"
 # What a guide or model that was not written for one more plate may raise under it.
 _DOES_NOT_BROADCAST = (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError)
@@ -128,11 +130,7 @@ def draw_guide(
         values = {name: _rows(site["value"], count, shapes[name]) for name, site in found.items()}
         log_q = _density_rows(trace, layout, count)
         # A Delta is computed from other sites and would not be the same to the last bit.
-        free = [
-            name
-            for name, site in found.items()
-            if not isinstance(base_distribution(site["fn"]), pyro.distributions.Delta)
-        ]
+        free = [name for name, site in found.items() if not is_delta(site["fn"])]
         for index in (0, count - 1):
             pinned = layout.subsamples | {name: values[name][index] for name in free}
             if not _close(_log_density(run(guide, args, kwargs, pinned)), log_q[index]):
@@ -278,12 +276,3 @@ def _density_rows(trace: Trace, layout: Layout, count: int) -> torch.Tensor:
         is_wide = term.ndim > layout.nesting and term.shape[0] == count
         total = total + (term.reshape(count, -1).sum(-1) if is_wide else term.sum())
     return torch.as_tensor(total).expand(count)
-
-
-def base_distribution(fn: Any) -> Any:
-    """The distribution inside wrappers that mask, expand or reinterpret it."""
-    while hasattr(fn, "base_dist") and not isinstance(
-        fn, torch.distributions.TransformedDistribution
-    ):
-        fn = fn.base_dist
-    return fn

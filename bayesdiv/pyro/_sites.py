@@ -69,9 +69,14 @@ def _is_same_memory(value: Any, other: torch.Tensor) -> bool:
 
 def is_delta(fn: Any) -> bool:
     """Whether a distribution is a point mass, masked or reshaped though it may be."""
+    return isinstance(base_distribution(fn), dist.Delta)
+
+
+def base_distribution(fn: Any) -> Any:
+    """The distribution inside wrappers that mask, expand or reinterpret it."""
     while hasattr(fn, "base_dist") and not isinstance(fn, TransformedDistribution):
         fn = fn.base_dist
-    return isinstance(fn, dist.Delta)
+    return fn
 
 
 def scaled(site: dict[str, Any], log_prob: Any) -> Any:
