@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from bayesdiv._array import Array, array_namespace, identity_like
-from bayesdiv.divergences._control import is_traced
+from bayesdiv._control import is_traced
+from bayesdiv._random import split_rng, unit_directions
 from bayesdiv.divergences._inner import Ascent, ascend, start_ascent
 from bayesdiv.divergences._learned_slices import LearnedSlices
-from bayesdiv.divergences._random import split_rng, unit_directions
 from bayesdiv.divergences._two_sample import Samples, check_count, check_samples, safe_root
 
 SMALLEST_LENGTH = 1e-12

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from bayesdiv._array import Array, array_namespace
-from bayesdiv.divergences._control import repeat, value_and_grad
+from bayesdiv._control import repeat, value_and_grad
 
 
 class Ascent(NamedTuple):

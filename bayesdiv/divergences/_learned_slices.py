@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bayesdiv._array import Array, stop_gradient
-from bayesdiv.divergences._control import is_traced, run_compiled
-from bayesdiv.divergences._random import split_rng
+from bayesdiv._control import is_traced, run_compiled
+from bayesdiv._random import split_rng
 from bayesdiv.divergences._sliced import SlicedDivergence
 from bayesdiv.divergences._two_sample import InnerInfo, Samples, check_count, check_samples
 

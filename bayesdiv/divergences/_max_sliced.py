@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from bayesdiv._array import Array, array_namespace, stop_gradient
+from bayesdiv._random import unit_directions
 from bayesdiv.divergences._inner import Ascent, ascend, start_ascent
 from bayesdiv.divergences._learned_slices import LearnedSlices
-from bayesdiv.divergences._random import unit_directions
 from bayesdiv.divergences._two_sample import Samples, check_count, check_samples
 
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from bayesdiv._array import Array, absolute, array_namespace, as_array_like, is_torch_array
-from bayesdiv.divergences._control import sorted_rows
+from bayesdiv._control import sorted_rows
 from bayesdiv.divergences._two_sample import uniform_weights
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from bayesdiv._array import Array, array_namespace, as_array_like, stop_gradient
-from bayesdiv.divergences._control import is_traced, run_compiled
+from bayesdiv._control import is_traced, run_compiled
 from bayesdiv.divergences._costs import check_ground_cost, pairwise_cost, planned_cost
 from bayesdiv.divergences._sinkhorn_adjoint import sharp_adjoint
 from bayesdiv.divergences._sinkhorn_problem import (

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from bayesdiv._array import Array, array_namespace, logsumexp
-from bayesdiv.divergences._control import repeat
+from bayesdiv._control import repeat
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from bayesdiv._array import Array, array_namespace, logsumexp
-from bayesdiv.divergences._control import branch, repeat, while_loop
+from bayesdiv._control import branch, repeat, while_loop
 from bayesdiv.divergences._sinkhorn_problem import (
     Problem,
     SinkhornSolution,

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bayesdiv._array import Array, array_namespace
+from bayesdiv._random import unit_directions
 from bayesdiv.divergences._quantiles import transport_on_lines
-from bayesdiv.divergences._random import unit_directions
 from bayesdiv.divergences._two_sample import (
     Samples,
     TwoSampleDivergence,

@@ -11,7 +11,7 @@ from bayesdiv._array import (
     is_torch_array,
     stop_gradient,
 )
-from bayesdiv.divergences._control import is_traced
+from bayesdiv._control import is_traced
 
 WEIGHT_TOLERANCE = 1e-4
 

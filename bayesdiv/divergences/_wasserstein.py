@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bayesdiv._array import Array, array_namespace, stop_gradient
-from bayesdiv.divergences._control import call_on_host
+from bayesdiv._control import call_on_host
 from bayesdiv.divergences._quantiles import absolute_power, transport_on_lines
 from bayesdiv.divergences._two_sample import (
     Samples,

@@ -65,3 +65,31 @@ def unit_directions(rng: Any, count: int, dim: int, like: Array) -> Array:
     draws = standard_normal(rng, (count, dim), like)
     xp = array_namespace(like)
     return draws / xp.sqrt(xp.sum(draws * draws, axis=1, keepdims=True))
+
+
+def next_rng(rng: Any, like: Array, count: int) -> tuple[Any, ...]:
+    """The ``rng`` to keep and ``count`` to use now: JAX keys, or integers for torch.
+
+    A sampler's state holds the first, so that going on from a state gives the same numbers. Torch
+    integers are mixed by the finaliser of SplitMix64 (Steele, Lea and Flood 2014, figure 16).
+    """
+    if is_torch_array(like):
+        if isinstance(rng, bool) or not isinstance(rng, int):
+            raise TypeError(
+                f"rng must be an integer seed for torch samplers, got {type(rng).__name__}; "
+                "pass for example rng=0."
+            )
+        # Mixed twice, so that neighbouring seeds share no stream.
+        base = _mixed(rng)
+        return tuple(_mixed(base + offset) for offset in range(count + 1))
+    _check_jax_key(rng)
+    import jax
+
+    return tuple(jax.random.split(rng, count + 1))
+
+
+def _mixed(seed: int) -> int:
+    word = (seed * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) % 2**64
+    word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) % 2**64
+    return (word ^ (word >> 31)) % 2**63

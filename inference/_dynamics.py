@@ -1,0 +1,58 @@
+"""What the stochastic-gradient samplers share: checks, norms and the end of burn-in."""
+
+from collections.abc import Callable
+from typing import Any
+
+from bayesdiv._array import Array, array_namespace, is_jax_array, is_torch_array
+from bayesdiv._control import branch, is_traced
+
+PotentialAndGradient = Callable[[Array, Any], tuple[Array, Array]]
+
+
+def check_positive(name: str, value: Any) -> None:
+    if not is_traced(value) and not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be positive and finite, got {value!r}.")
+
+
+def check_fraction(name: str, value: Any) -> None:
+    if not is_traced(value) and not 0 < value <= 1:
+        raise ValueError(f"{name} must be in (0, 1], got {value!r}.")
+
+
+def check_step_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{name} must be a whole number of steps, 0 or more, got {value!r}.")
+
+
+def check_position(position: Any) -> None:
+    if not (is_torch_array(position) or is_jax_array(position)):
+        raise TypeError(
+            f"position must be a torch tensor or a JAX array, got {type(position).__name__}."
+        )
+    if position.ndim not in (1, 2) or 0 in position.shape:
+        raise ValueError(
+            "position must have shape (dim,) or (num_chains, dim), none of them 0, got "
+            f"{tuple(position.shape)}; flatten the latent variables of a chain into one row."
+        )
+    if not array_namespace(position).isdtype(position.dtype, "real floating"):
+        raise ValueError(f"position must have a floating dtype, got {position.dtype}.")
+
+
+def step_counter(like: Array) -> Any:
+    """Zero: a Python integer for torch, which must not wait for a device to compare it."""
+    return 0 if is_torch_array(like) else array_namespace(like).zeros((), dtype="int32")
+
+
+def where_warm(step: Any, num_burn_in: int, adapt: Callable, scales: tuple) -> tuple:
+    """``adapt(scales)`` while ``step`` is below ``num_burn_in``, then ``scales`` as they are."""
+    if num_burn_in == 0:
+        return scales
+    if isinstance(step, int):
+        return adapt(scales) if step < num_burn_in else scales
+    return branch(step < num_burn_in, adapt, lambda kept: kept, scales)
+
+
+def row_norm(rows: Array) -> Array:
+    """Euclidean norm over the last axis."""
+    xp = array_namespace(rows)
+    return xp.sqrt(xp.sum(rows * rows, axis=-1))
