@@ -21,6 +21,7 @@ __all__ = [
     "identity_like",
     "is_jax_array",
     "is_torch_array",
+    "leaky_relu",
     "log_mean_exp",
     "logsumexp",
     "softmax",
@@ -82,6 +83,17 @@ def identity_like(vector: Array) -> Array:
     xp = array_namespace(vector)
     index = xp.cumulative_sum(xp.ones_like(vector), axis=0)
     return xp.astype(index[:, None] == index, vector.dtype)
+
+
+def leaky_relu(x: Array, slope: float) -> Array:
+    """max(x, slope · x) for a slope below 1, in one pass with one backward pass."""
+    if is_torch_array(x):
+        import torch
+
+        return torch.nn.functional.leaky_relu(x, slope)
+    import jax
+
+    return jax.nn.leaky_relu(x, slope)
 
 
 def solve_lower_triangular(matrix: Array, right: Array) -> Array:
