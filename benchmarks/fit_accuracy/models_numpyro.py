@@ -64,3 +64,19 @@ def hierarchical(predictors: jax.Array, group: jax.Array, outcome: jax.Array) ->
     noise = numpyro.sample("noise", dist.HalfNormal(unit))
     with numpyro.plate("data", len(predictors)):
         numpyro.sample("outcome", dist.Normal(mean + spread * offset[group], noise), obs=outcome)
+
+
+def hierarchical_centred(predictors: jax.Array, group: jax.Array, outcome: jax.Array) -> None:
+    """The same model with the groups' intercepts as sites."""
+    num_groups = int(np.asarray(group).max()) + 1
+    unit = jnp.std(outcome, ddof=1)
+    intercept = numpyro.sample("intercept", dist.Normal(jnp.mean(outcome), 10.0 * unit))
+    width = predictors.shape[-1]
+    slopes = numpyro.sample("slopes", dist.Normal(0.0, 1000.0).expand([width]).to_event(1))
+    spread = numpyro.sample("spread", dist.HalfNormal(unit))
+    with numpyro.plate("groups", num_groups):
+        level = numpyro.sample("level", dist.Normal(intercept, spread))
+    noise = numpyro.sample("noise", dist.HalfNormal(unit))
+    with numpyro.plate("data", len(predictors)):
+        mean = level[group] + predictors @ slopes
+        numpyro.sample("outcome", dist.Normal(mean, noise), obs=outcome)

@@ -62,3 +62,20 @@ def hierarchical(predictors: torch.Tensor, group: torch.Tensor, outcome: torch.T
     with pyro.plate("data", len(predictors)):
         location = mean + spread * offset[..., group]
         pyro.sample("outcome", dist.Normal(location, noise), obs=outcome)
+
+
+def hierarchical_centred(
+    predictors: torch.Tensor, group: torch.Tensor, outcome: torch.Tensor
+) -> None:
+    """The same model with the groups' intercepts as sites."""
+    unit = outcome.std()
+    intercept = pyro.sample("intercept", dist.Normal(outcome.mean(), 10.0 * unit))
+    width = predictors.shape[-1]
+    slopes = pyro.sample("slopes", dist.Normal(0.0, 1000.0).expand([width]).to_event(1))
+    spread = pyro.sample("spread", dist.HalfNormal(unit))
+    with pyro.plate("groups", int(group.max()) + 1):
+        level = pyro.sample("level", dist.Normal(intercept, spread))
+    noise = pyro.sample("noise", dist.HalfNormal(unit))
+    with pyro.plate("data", len(predictors)):
+        mean = level[..., group] + (slopes * predictors).sum(-1)
+        pyro.sample("outcome", dist.Normal(mean, noise), obs=outcome)

