@@ -60,6 +60,19 @@ def standard_normal(rng: Any, shape: tuple[int, ...], like: Array) -> Array:
     return jax.random.normal(rng, shape, dtype=like.dtype)
 
 
+def standard_uniform(rng: Any, shape: tuple[int, ...], like: Array) -> Array:
+    """Draws from [0, 1) of the library, dtype and device of ``like``."""
+    if is_torch_array(like):
+        import torch
+
+        generator = _torch_generator(rng, like)
+        return torch.rand(shape, generator=generator, dtype=like.dtype, device=like.device)
+    _check_jax_key(rng)
+    import jax
+
+    return jax.random.uniform(rng, shape, dtype=like.dtype)
+
+
 def unit_directions(rng: Any, count: int, dim: int, like: Array) -> Array:
     """Uniform draws from the unit sphere, shape ``(count, dim)``."""
     draws = standard_normal(rng, (count, dim), like)
