@@ -2,6 +2,7 @@
 
 from bayesdiv.objectives._bounds import RenyiBound, TailAdaptive, importance_weighted
 from bayesdiv.objectives._estimate import Estimate, estimate
+from bayesdiv.objectives._learned_ratio import LearnedRatio
 from bayesdiv.objectives._normalizer import (
     GivenNormalizer,
     RunningNormalizer,
@@ -17,6 +18,7 @@ from bayesdiv.objectives._settings import ObjectiveSettings
 __all__ = [
     "Estimate",
     "GivenNormalizer",
+    "LearnedRatio",
     "LinearSchedule",
     "ObjectiveSettings",
     "RenyiBound",
