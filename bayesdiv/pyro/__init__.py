@@ -1,7 +1,16 @@
-"""Objectives by name for Pyro: ``objective`` goes wherever ``Trace_ELBO()`` goes."""
+"""Objectives by name for Pyro, a fit that needs no settings, and kernels on minibatch gradients."""
 
 from bayesdiv.pyro._fit import FitResult, fit
 from bayesdiv.pyro._objective import DivergenceELBO, objective
 from bayesdiv.pyro._sample_objective import SampleObjective
+from bayesdiv.pyro._stochastic_gradient import NonFinitePotentialError, StochasticGradientKernel
 
-__all__ = ["DivergenceELBO", "FitResult", "SampleObjective", "fit", "objective"]
+__all__ = [
+    "DivergenceELBO",
+    "FitResult",
+    "NonFinitePotentialError",
+    "SampleObjective",
+    "StochasticGradientKernel",
+    "fit",
+    "objective",
+]

@@ -49,10 +49,14 @@ def mcmc_groups(
 ) -> Groups:
     """The chains of a ``pyro.infer.MCMC`` that has run."""
     samples = mcmc.get_samples(group_by_chain=True)
+    width = getattr(mcmc.kernel, "num_chains", 1)
+    if width > 1:
+        samples = {name: _chains_first(value) for name, value in samples.items()}
     lead = next(iter(samples.values())).shape[:2]
     count = lead.numel()
-    diagnostics = mcmc.diagnostics()
-    stats = {}
+    stats = _kernel_statistics(mcmc)
+    # Pyro's own takes the effective sample size of every entry, which large networks feel.
+    diagnostics = {} if stats else mcmc.diagnostics()
     if "divergences" in diagnostics:
         stats["diverging"] = np.zeros(lead, dtype=bool)
         for chain, steps in enumerate(diagnostics["divergences"].values()):
@@ -86,6 +90,28 @@ def mcmc_groups(
     groups = _to_groups(found, layout, tuple(lead), {}, log_likelihood)
     groups.variables["sample_stats"].update(stats)
     return groups.with_attrs(**attrs)
+
+
+def _chains_first(value: torch.Tensor) -> torch.Tensor:
+    """``(run * chain, draw, *shape)`` from ``(run, draw, chain, *shape)``."""
+    return value.transpose(1, 2).flatten(0, 1)
+
+
+def _kernel_statistics(mcmc: Any) -> dict[str, np.ndarray]:
+    """``{name: (chain, draw)}`` of a kernel that reports ``sample_stats``; else empty.
+
+    ``lp`` is minus the potential, an estimate where the model subsamples.
+    """
+    runs = [found or {} for found in mcmc._diagnostics]
+    if not all(run.get("sample_stats") for run in runs):
+        return {}
+    stats = {
+        name: np.concatenate([as_numpy(run["sample_stats"][name]).T for run in runs])
+        for name in runs[0]["sample_stats"]
+    }
+    stats["lp"] = -stats.pop("potential")
+    stats["diverging"] = np.zeros(stats["lp"].shape, dtype=bool)
+    return stats
 
 
 @contextmanager
