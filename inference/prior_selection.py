@@ -16,13 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from bayesdiv._array import Array, array_namespace
+from bayesdiv._array import Array, array_namespace, is_jax_array, is_torch_array
+from bayesdiv._random import next_rng
 from bayesdiv.divergences import (
     FDivergence,
     TwoSampleDivergence,
     get_divergence,
     list_divergences,
 )
+from bayesdiv.nn import WeightPrior
 from bayesdiv.objectives import LearnedRatio
 
 Sampler = Callable[[Mapping[str, Array], Array, int, Any], Array]
@@ -95,6 +97,10 @@ class PriorPredictiveObjective:
         """The divergence, a scalar that is differentiable in ``predicted``."""
         return self.divergence.evaluate(state, *self._samples(data, predicted), rng=rng)
 
+    def from_scratch(self, data: Array, predicted: Array, rng: Any) -> Array:
+        """The divergence after one step of a fresh adversary."""
+        return self.divergence(*self._samples(data, predicted), rng=rng)
+
     def _samples(self, data: Array, predicted: Array) -> tuple[Array, Array]:
         xp = array_namespace(predicted)
         rows = data.shape[0]
@@ -125,40 +131,72 @@ def as_objective(objective: Any) -> PriorPredictiveObjective:
     return PriorPredictiveObjective(objective)
 
 
-def normal_prior_parameters(
-    means: Mapping[str, Array], *, log_variance: float = -6.0, sharing: str = "weight"
-) -> dict[str, Array]:
-    """Hyper-parameters of independent normal priors: ``"site.mean"`` and ``"site.log_variance"``.
+@dataclass(frozen=True, eq=False)
+class PriorPredictive:
+    """A sampler whose hyper-parameters are those of a `bayesdiv.nn.WeightPrior`.
+
+    The subclasses make predictions; this class goes back and forth between the prior and the flat
+    ``"site.mean"`` and ``"site.log_variance"`` that are tuned.
+
+    Attributes
+    ----------
+    start : WeightPrior
+        Names, shapes and starting values. Gradients in log-variances are small and noisy, so that
+        their start matters.
+    """
+
+    start: WeightPrior
+
+    @property
+    def parameters(self) -> dict[str, Array]:
+        """The hyper-parameters to start from."""
+        found = {}
+        for name in self.start.shapes:
+            found[f"{name}.mean"] = self.start.mean[name]
+            found[f"{name}.log_variance"] = self.start.log_variance[name]
+        return found
+
+    def prior(self, parameters: Mapping[str, Array]) -> WeightPrior:
+        """The prior that ``parameters`` describe."""
+        shapes = self.start.shapes
+        return WeightPrior(
+            shapes,
+            {name: parameters[f"{name}.mean"] for name in shapes},
+            {name: parameters[f"{name}.log_variance"] for name in shapes},
+        )
+
+    def __call__(
+        self, parameters: Mapping[str, Array], batch: Array, num_draws: int, rng: Any
+    ) -> Array:
+        raise NotImplementedError(f"{type(self).__name__} must implement __call__.")
+
+
+class NetworkPriorPredictive(PriorPredictive):
+    """What an autoencoder's prior predicts: all draws of the weights in one pass, torch or JAX.
 
     Parameters
     ----------
-    means
-        Where the prior of each site is centred, in the site's own shape: weights of a pre-trained
-        network, say.
-    log_variance
-        Where every log-variance starts. Gradients in it are small and noisy, so that the start
-        matters.
-    sharing
-        "weight": a log-variance for every entry; "layer": one for every site.
-
-    Raises
-    ------
-    ValueError
-        If ``sharing`` is neither.
-
-    References
-    ----------
-    Tran et al. (2021), §4.1, whose log-variances are per weight.
+    model
+        Whatever has ``network``, ``likelihood`` and ``prior``, such as
+        `bayesdiv.models.bayesian_autoencoder_pyro.BayesianAutoencoder`; tuning starts at its prior.
     """
-    if sharing not in ("weight", "layer"):
-        raise ValueError(f"sharing must be 'weight' or 'layer', got {sharing!r}.")
-    found = {}
-    for site, mean in means.items():
-        xp = array_namespace(mean)
-        spread = xp.full_like(mean, log_variance)
-        found[f"{site}.mean"] = mean
-        found[f"{site}.log_variance"] = xp.mean(spread) if sharing == "layer" else spread
-    return found
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model.prior)
+        object.__setattr__(self, "network", model.network)
+        object.__setattr__(self, "likelihood", model.likelihood)
+
+    network: Any
+    likelihood: Any
+
+    def __call__(
+        self, parameters: Mapping[str, Array], batch: Array, num_draws: int, rng: Any
+    ) -> Array:
+        """Rows x̃ ~ p(x | f(batch; w)), ``(num_draws * n, data_dim)``, w from the prior."""
+        _, weight_rng, pixel_rng = next_rng(rng, batch, 2)
+        weights = self.prior(parameters).sample(weight_rng, num_draws)
+        drawn = self.likelihood.sample(pixel_rng, self.network(weights, batch))
+        return array_namespace(drawn).reshape(drawn, (num_draws * batch.shape[0], -1))
 
 
 def learning_rates(learning_rate: Any, names: list[str]) -> dict[str, float]:
@@ -187,6 +225,44 @@ def learning_rates(learning_rate: Any, names: list[str]) -> dict[str, float]:
             )
         found[name] = float(matching[0])
     return found
+
+
+def check_parameters(parameters: Any) -> None:
+    """Refuse anything but a mapping of names to floating arrays, at least one."""
+    if not isinstance(parameters, Mapping) or not parameters:
+        raise ValueError(
+            "parameters must be a mapping of names to arrays, at least one, got "
+            f"{type(parameters).__name__}."
+        )
+    for name, value in parameters.items():
+        if not (is_torch_array(value) or is_jax_array(value)):
+            raise TypeError(
+                f"parameters[{name!r}] must be a torch tensor or a JAX array, got "
+                f"{type(value).__name__}."
+            )
+        if not array_namespace(value).isdtype(value.dtype, "real floating"):
+            raise TypeError(f"parameters[{name!r}] must be floating, got {value.dtype}.")
+
+
+@dataclass(frozen=True)
+class SelectedPrior:
+    """What ``select_prior`` found.
+
+    Attributes
+    ----------
+    parameters
+        The hyper-parameters, arrays by name.
+    history
+        "loss" and "gradient_norm", ``(num_steps,)`` each.
+    num_steps, stopped, seconds
+        See `bayesdiv.training.TrainingResult`.
+    """
+
+    parameters: dict[str, Array]
+    history: dict[str, np.ndarray]
+    num_steps: int
+    stopped: str
+    seconds: float
 
 
 def check_disjoint(tuning: Any, training: Any) -> None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
+from bayesdiv._loop import check_step_count
 from bayesdiv._random import next_rng
 from bayesdiv.divergences import get_divergence
 from bayesdiv.inference.prior_selection import (
     PriorPredictiveObjective,
     Sampler,
+    SelectedPrior,
     as_objective,
+    check_parameters,
     learning_rates,
 )
 from bayesdiv.training import EarlyStopping, TensorBatches, train
@@ -67,13 +68,8 @@ class PriorSelection:
         schedule: Callable[[int], float] | None = None,
         seed: int = 0,
     ) -> None:
-        if not parameters:
-            raise ValueError("parameters must have at least one tensor, got none.")
-        for name, value in parameters.items():
-            if not torch.is_tensor(value) or not value.is_floating_point():
-                raise TypeError(f"parameters[{name!r}] must be a floating tensor, got {value!r}.")
-        if isinstance(num_inner_only, bool) or num_inner_only < 0:
-            raise ValueError(f"num_inner_only must be at least 0, got {num_inner_only!r}.")
+        check_parameters(parameters)
+        check_step_count("num_inner_only", num_inner_only, 0)
         self.objective: PriorPredictiveObjective = as_objective(objective)
         self.num_steps = 0
         self._sample = sample
@@ -209,27 +205,6 @@ def _filled(template: Any, leaves: Any) -> Any:
     return type(template)(*parts) if hasattr(template, "_fields") else type(template)(parts)
 
 
-@dataclass(frozen=True)
-class SelectedPrior:
-    """What `select_prior` found.
-
-    Attributes
-    ----------
-    parameters
-        The hyper-parameters, tensors by name.
-    history
-        "loss" and "gradient_norm", ``(num_steps,)`` each.
-    num_steps, stopped, seconds
-        See `bayesdiv.training.TrainingResult`.
-    """
-
-    parameters: dict[str, torch.Tensor]
-    history: dict[str, np.ndarray]
-    num_steps: int
-    stopped: str
-    seconds: float
-
-
 def select_prior(
     sample: Sampler,
     parameters: Mapping[str, torch.Tensor],
@@ -244,6 +219,7 @@ def select_prior(
     early_stopping: EarlyStopping | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 100,
+    resume: bool = True,
     log_every: int = 10,
     progress_bar: bool = True,
     accelerator: Any = None,
@@ -262,7 +238,7 @@ def select_prior(
         Those of ``num_inner_only`` included.
     batch_size
         Rows a step, in a new order every pass.
-    early_stopping, checkpoint, checkpoint_every, log_every, progress_bar, accelerator
+    early_stopping, checkpoint, checkpoint_every, resume, log_every, progress_bar, accelerator
         See `bayesdiv.training.train`.
     seed
         Of the order, the predictions and the divergence's own draws.
@@ -282,6 +258,7 @@ def select_prior(
         num_steps=num_steps,
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
+        resume=resume,
         log_every=log_every,
         early_stopping=early_stopping,
         progress_bar=progress_bar,
@@ -303,15 +280,12 @@ def prior_predictive_distance(
     seed: int = 0,
     **settings: Any,
 ) -> float:
-    """D(data‖prior predictive) of fresh draws: any two-sample divergence, for reports.
+    """D(data‖prior predictive) of fresh draws, for reports; the same seed gives the same draws.
 
-    ``data`` has shape ``(n, ...)``; ``settings`` are those of a named divergence. The same seed
-    gives the same draws before and after.
+    ``data`` has shape ``(n, ...)``; ``settings`` are those of a named divergence.
     """
-    chosen = get_divergence(divergence, **settings)
-    objective = PriorPredictiveObjective(chosen, num_draws)
+    objective = PriorPredictiveObjective(get_divergence(divergence, **settings), num_draws)
     first, second = next_rng(seed, data, 1)
     with torch.no_grad():
         predicted = sample(parameters, data, num_draws, first)
-        x, y = objective._samples(data, predicted)
-        return float(objective.divergence(x, y, rng=second))
+        return float(objective.from_scratch(data, predicted, second))
