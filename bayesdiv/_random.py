@@ -1,5 +1,6 @@
 """Random draws behind one ``rng`` argument: torch generators and seeds, JAX keys."""
 
+import threading
 from typing import Any
 
 from bayesdiv._array import Array, array_namespace, is_torch_array
@@ -16,6 +17,20 @@ def _torch_generator(rng: Any, like: Array) -> Any:
         "rng must be a torch.Generator, an integer seed or None for torch samples, "
         f"got {type(rng).__name__}; pass for example rng=0."
     )
+
+
+_MOMENTARY = threading.local()
+
+
+def _momentary_generator(rng: Any, like: Array) -> Any:
+    """A generator for one draw; for seeds always the same one, cheaper than another."""
+    if type(rng) is not int:
+        return _torch_generator(rng, like)
+    known = _MOMENTARY.__dict__
+    generator = known.get(like.device)
+    if generator is None:
+        generator = known[like.device] = _torch_generator(rng, like)
+    return generator.manual_seed(rng)
 
 
 def _check_jax_key(rng: Any) -> None:
@@ -52,7 +67,7 @@ def standard_normal(rng: Any, shape: tuple[int, ...], like: Array) -> Array:
     if is_torch_array(like):
         import torch
 
-        generator = _torch_generator(rng, like)
+        generator = _momentary_generator(rng, like)
         return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
     _check_jax_key(rng)
     import jax
@@ -65,7 +80,7 @@ def standard_uniform(rng: Any, shape: tuple[int, ...], like: Array) -> Array:
     if is_torch_array(like):
         import torch
 
-        generator = _torch_generator(rng, like)
+        generator = _momentary_generator(rng, like)
         return torch.rand(shape, generator=generator, dtype=like.dtype, device=like.device)
     _check_jax_key(rng)
     import jax
@@ -87,22 +102,30 @@ def next_rng(rng: Any, like: Array, count: int) -> tuple[Any, ...]:
     integers are mixed by the finaliser of SplitMix64 (Steele, Lea and Flood 2014, figure 16).
     """
     if is_torch_array(like):
-        if isinstance(rng, bool) or not isinstance(rng, int):
-            raise TypeError(
-                f"rng must be an integer seed for torch samplers, got {type(rng).__name__}; "
-                "pass for example rng=0."
-            )
-        # Mixed twice, so that neighbouring seeds share no stream.
-        base = _mixed(rng)
-        return tuple(_mixed(base + offset) for offset in range(count + 1))
+        _check_seed(rng)
+        kept = _mixed(rng)
+        return (kept, *(kept ^ (number * _STRIDE & _SEEDS) for number in range(1, count + 1)))
     _check_jax_key(rng)
     import jax
 
     return tuple(jax.random.split(rng, count + 1))
 
 
+def _check_seed(rng: Any) -> None:
+    if isinstance(rng, bool) or not isinstance(rng, int):
+        raise TypeError(
+            f"rng must be an integer seed for torch samplers, got {type(rng).__name__}; "
+            "pass for example rng=0."
+        )
+
+
+_ALL_BITS, _SEEDS = 2**64 - 1, 2**63 - 1
+# Odd, with ones and zeros mixed in every byte, so that streams differ in many bits of their seeds.
+_STRIDE = 0x2545F4914F6CDD1D
+
+
 def _mixed(seed: int) -> int:
-    word = (seed * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) % 2**64
-    word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
-    word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) % 2**64
-    return (word ^ (word >> 31)) % 2**63
+    word = (seed * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) & _ALL_BITS
+    word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & _ALL_BITS
+    word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & _ALL_BITS
+    return (word ^ (word >> 31)) >> 1

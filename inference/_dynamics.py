@@ -3,20 +3,33 @@
 from collections.abc import Callable
 from typing import Any
 
-from bayesdiv._array import Array, array_namespace, is_jax_array, is_torch_array
+from bayesdiv._array import (
+    Array,
+    array_namespace,
+    is_jax_array,
+    is_torch_array,
+    stop_gradient,
+)
 from bayesdiv._control import branch, is_traced
 
 PotentialAndGradient = Callable[[Array, Any], tuple[Array, Array]]
 
 
 def check_positive(name: str, value: Any) -> None:
+    _check_number(name, value)
     if not is_traced(value) and not 0 < value < float("inf"):
         raise ValueError(f"{name} must be positive and finite, got {value!r}.")
 
 
 def check_fraction(name: str, value: Any) -> None:
+    _check_number(name, value)
     if not is_traced(value) and not 0 < value <= 1:
         raise ValueError(f"{name} must be in (0, 1], got {value!r}.")
+
+
+def _check_number(name: str, value: Any) -> None:
+    if isinstance(value, str | bytes | bool | type(None)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__} {value!r}.")
 
 
 def check_step_count(name: str, value: Any) -> None:
@@ -41,6 +54,24 @@ def check_position(position: Any) -> None:
 def step_counter(like: Array) -> Any:
     """Zero: a Python integer for torch, which must not wait for a device to compare it."""
     return 0 if is_torch_array(like) else array_namespace(like).zeros((), dtype="int32")
+
+
+def evaluated(
+    potential_and_gradient: PotentialAndGradient, position: Array, rng: Any
+) -> tuple[Array, Array]:
+    """Its two answers, of the right shapes and without history."""
+    potential, gradient = potential_and_gradient(position, rng)
+    if gradient.shape != position.shape:
+        raise ValueError(
+            "potential_and_gradient must return a gradient of the shape of the position, "
+            f"{tuple(position.shape)}, got {tuple(gradient.shape)}."
+        )
+    if potential.shape != position.shape[:-1]:
+        raise ValueError(
+            "potential_and_gradient must return one potential a chain, shape "
+            f"{tuple(position.shape[:-1])}, got {tuple(potential.shape)}."
+        )
+    return stop_gradient(potential), stop_gradient(gradient)
 
 
 def where_warm(step: Any, num_burn_in: int, adapt: Callable, scales: tuple) -> tuple:

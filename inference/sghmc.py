@@ -7,7 +7,7 @@ One pure ``init``/``step`` pair for torch and JAX. The kernels for ``pyro.infer.
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from bayesdiv._array import Array, array_namespace
+from bayesdiv._array import Array, array_namespace, as_array_like, is_torch_array, stop_gradient
 from bayesdiv._random import next_rng, standard_normal
 from bayesdiv.inference._dynamics import (
     PotentialAndGradient,
@@ -15,6 +15,7 @@ from bayesdiv.inference._dynamics import (
     check_position,
     check_positive,
     check_step_count,
+    evaluated,
     row_norm,
     step_counter,
     where_warm,
@@ -30,7 +31,8 @@ class SGHMCState(NamedTuple):
 
     ``window`` is the length of the memory of ``mean_gradient`` and ``second_moment``, the running
     averages of the gradient and of its square. ``step`` counts steps taken; ``rng`` is a JAX key,
-    or an integer for torch.
+    or an integer for torch. ``coefficients`` follows from the rest and saves torch its computation:
+    None is always right.
     """
 
     position: Array
@@ -40,6 +42,7 @@ class SGHMCState(NamedTuple):
     second_moment: Array
     step: Any
     rng: Any
+    coefficients: Any = None
 
 
 class SGHMCInfo(NamedTuple):
@@ -126,7 +129,7 @@ class SGHMCDynamics:
     def init(self, position: Array, rng: Any) -> SGHMCState:
         """At rest at ``position``, ``(dim,)`` or ``(num_chains, dim)``; unit scales."""
         check_position(position)
-        xp = array_namespace(position)
+        xp, position = array_namespace(position), stop_gradient(position)
         zeros, ones = xp.zeros_like(position), xp.ones_like(position)
         return SGHMCState(position, zeros, ones, ones, ones, step_counter(position), rng)
 
@@ -144,35 +147,60 @@ class SGHMCDynamics:
             and of its gradient, in the shape of the position. ``rng`` (a JAX key, or an integer
             seed for torch) draws the minibatch.
         """
-        xp = array_namespace(state.position)
         rng, noise_rng, batch_rng = next_rng(state.rng, state.position, 2)
-        potential, gradient = potential_and_gradient(state.position, batch_rng)
-
-        adaptation = where_warm(
+        potential, gradient = evaluated(potential_and_gradient, state.position, batch_rng)
+        scales = where_warm(
             state.step,
             self.num_burn_in,
             lambda scales: _adapted(*scales, gradient),
             (state.window, state.mean_gradient, state.second_moment),
         )
-        root = xp.sqrt(adaptation[2]) + _OFFSET
+        coefficients = self._coefficients(scales[2], state.coefficients)
+        _, _, kept_share, pull, noise_scale, heat, clamped_fraction = coefficients
+
+        # Torch fills the arrays made here anew in place; for JAX these are plain operators.
+        velocity = kept_share * state.velocity
+        velocity -= pull * gradient
+        noise = standard_normal(noise_rng, gradient.shape, gradient)
+        noise *= noise_scale
+        velocity += noise
+        root_temperature = row_norm(heat * velocity)
+        info = SGHMCInfo(
+            potential,
+            row_norm(gradient),
+            root_temperature * root_temperature,
+            clamped_fraction,
+        )
+        position = state.position + velocity
+        known = coefficients if is_torch_array(position) else None
+        return SGHMCState(position, velocity, *scales, state.step + 1, rng, known), info
+
+    def _coefficients(self, second_moment: Array, known: tuple | None) -> tuple:
+        """What follows from V and the settings; ``known`` where it is of these very ones.
+
+        V and the settings themselves; 1 − α; ε² / √V; the injected noise's standard deviation; the
+        weights of v whose squared norm is the kinetic temperature; the share of clamped entries.
+        """
+        settings = (self.step_size, self.friction, self.subtract_gradient_noise)
+        if known is not None and known[0] is second_moment and known[1] == settings:
+            return known
+        xp = array_namespace(second_moment)
+        root = xp.sqrt(second_moment) + _OFFSET
         squared_step = self.step_size**2
         variance = 2.0 * self.friction * squared_step / root
         if self.subtract_gradient_noise:
             variance = variance - squared_step**2
-        noise = standard_normal(noise_rng, tuple(gradient.shape), gradient)
-        velocity = (
-            (1.0 - self.friction) * state.velocity
-            - squared_step * gradient / root
-            + xp.sqrt(xp.clip(variance, _LEAST_VARIANCE, None)) * noise
+        dim = second_moment.shape[-1]
+        return (
+            second_moment,
+            settings,
+            # An array, because torch takes thrice the time for a number.
+            as_array_like(1.0 - self.friction, second_moment),
+            squared_step / root,
+            xp.sqrt(xp.clip(variance, _LEAST_VARIANCE, None)),
+            xp.sqrt((1.0 - self.friction / 2.0) / (squared_step * dim) * root),
+            xp.mean(xp.astype(variance <= _LEAST_VARIANCE, second_moment.dtype), axis=-1),
         )
-        info = SGHMCInfo(
-            potential,
-            row_norm(gradient),
-            (1.0 - self.friction / 2.0) / squared_step * xp.mean(velocity**2 * root, axis=-1),
-            xp.mean(xp.astype(variance <= _LEAST_VARIANCE, gradient.dtype), axis=-1),
-        )
-        position = state.position + velocity
-        return SGHMCState(position, velocity, *adaptation, state.step + 1, rng), info
 
 
 def _adapted(

@@ -6,7 +6,7 @@ One pure ``init``/``step`` pair for torch and JAX; see `sghmc` for the sampler w
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from bayesdiv._array import Array, array_namespace
+from bayesdiv._array import Array, array_namespace, stop_gradient
 from bayesdiv._random import next_rng, standard_normal
 from bayesdiv.inference._dynamics import (
     PotentialAndGradient,
@@ -14,6 +14,7 @@ from bayesdiv.inference._dynamics import (
     check_position,
     check_positive,
     check_step_count,
+    evaluated,
     row_norm,
     step_counter,
     where_warm,
@@ -81,6 +82,7 @@ class SGLDDynamics:
     def init(self, position: Array, rng: Any) -> SGLDState:
         """At ``position``, ``(dim,)`` or ``(num_chains, dim)``, with unit scales."""
         check_position(position)
+        position = stop_gradient(position)
         ones = array_namespace(position).ones_like(position)
         return SGLDState(position, ones, step_counter(position), rng)
 
@@ -90,7 +92,7 @@ class SGLDDynamics:
         """One step; see `bayesdiv.inference.sghmc.SGHMCDynamics.step`."""
         xp = array_namespace(state.position)
         rng, noise_rng, batch_rng = next_rng(state.rng, state.position, 2)
-        potential, gradient = potential_and_gradient(state.position, batch_rng)
+        potential, gradient = evaluated(potential_and_gradient, state.position, batch_rng)
         (second_moment,) = where_warm(
             state.step,
             self.num_burn_in,
