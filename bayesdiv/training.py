@@ -138,12 +138,9 @@ def train(
     TypeError
         If ``batches`` can be passed over only once, or is a tensor.
     """
-    for name, count in (
-        ("num_steps", num_steps),
-        ("checkpoint_every", checkpoint_every),
-        ("log_every", log_every),
-    ):
-        check_step_count(name, count)
+    check_step_count("num_steps", num_steps)
+    check_step_count("checkpoint_every", checkpoint_every)
+    check_step_count("log_every", log_every)
     _check_batches(batches)
     begin = time.perf_counter()
     accelerator = accelerator or Accelerator()
@@ -166,7 +163,7 @@ def train(
             if early_stopping and step and early_stopping.should_stop(metrics.history, log_every):
                 stopped = "early_stopping"
                 break
-            until = min(_next_multiple(step, every) for every in (log_every, checkpoint_every))
+            until = min((step // every + 1) * every for every in (log_every, checkpoint_every))
             for _ in range(step, min(until, num_steps)):
                 batch = cursor.next()
                 batch = send_to_device(batch, accelerator.device) if moves else batch
@@ -193,10 +190,6 @@ def train(
     if checkpoint is not None and step % checkpoint_every and stopped != "not_finite":
         _save_checkpoint(checkpoint, step, last_good[1], metrics, cursor, accelerator)
     return TrainingResult(dict(metrics.history), step, stopped, time.perf_counter() - begin)
-
-
-def _next_multiple(step: int, every: int) -> int:
-    return (step // every + 1) * every
 
 
 def _check_batches(batches: Any) -> None:
