@@ -1,5 +1,6 @@
 """Objectives by name for NumPyro's SVI, a fit without settings, stochastic-gradient kernels."""
 
+from bayesdiv.numpyro._chain_checks import check_chains
 from bayesdiv.numpyro._fit import FitResult, fit
 from bayesdiv.numpyro._objective import DivergenceELBO, objective
 from bayesdiv.numpyro._pytrees import register_divergence
@@ -13,6 +14,7 @@ __all__ = [
     "SampleObjective",
     "StatefulGuide",
     "StochasticGradientKernel",
+    "check_chains",
     "fit",
     "objective",
     "register_divergence",

@@ -12,6 +12,8 @@ import numpyro.distributions as dist
 from numpyro import handlers
 
 from bayesdiv.diagnostics._groups import Groups
+from bayesdiv.numpyro._chain_checks import check_chains
+from bayesdiv.numpyro._stochastic_gradient import StochasticGradientKernel
 
 # Draws that are evaluated at once; more would only take memory.
 _BATCH = 250
@@ -133,6 +135,8 @@ def mcmc_groups(
     log_likelihood: bool,
 ) -> Groups:
     """The chains of a ``numpyro.infer.MCMC`` that has run."""
+    if isinstance(mcmc.sampler, StochasticGradientKernel):
+        check_chains(mcmc)
     samples = jax.device_get(mcmc.get_samples(group_by_chain=True))
     if hasattr(samples, "_asdict"):
         samples = samples._asdict()

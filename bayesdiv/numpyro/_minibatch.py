@@ -32,6 +32,27 @@ def draw_indices(key: jax.Array, size: int, count: int) -> jax.Array:
     return whole + (rest + jax.random.randint(key, (count,), 0, size, dtype=jnp.int32)) // count
 
 
+class WithJaxArrays:
+    """``model``, with the NumPy arrays among its arguments as JAX arrays.
+
+    A minibatch's indices are traced, and NumPy arrays do not take traced indices.
+    """
+
+    def __init__(self, model: Callable) -> None:
+        self.__wrapped__ = model
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        def convert(leaf: Any) -> Any:
+            if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc":
+                return jnp.asarray(leaf)
+            return leaf
+
+        # Concrete inside compiled code too: a model may look at the values of an argument.
+        with jax.ensure_compile_time_eval():
+            args, kwargs = jax.tree.map(convert, (args, kwargs))
+        return self.__wrapped__(*args, **kwargs)
+
+
 class MinibatchPotential:
     r"""−log p̃ of a model in unconstrained coordinates z, estimated on a minibatch.
 
@@ -79,7 +100,6 @@ class MinibatchPotential:
             for plate_key, (name, (size, count)) in zip(keys[1:], self.plates.items(), strict=True)
         }
         seeded = handlers.seed(self.model, keys[0], hide_types=_NOT_SEEDED)
-        args, kwargs = as_jax((args, dict(kwargs)))
         return potential_energy(seeded, args, kwargs, {**z, **indices, **self.fixed})
 
     def constrain(
@@ -92,8 +112,7 @@ class MinibatchPotential:
         indices = {name: jnp.arange(count) for name, (_, count) in self.plates.items()}
         model = handlers.seed(self.model, jax.random.key(0), hide_types=_NOT_SEEDED)
         model = handlers.substitute(model, data={**indices, **self.fixed})
-        args, kwargs = as_jax((args, dict(kwargs)))
-        values = constrain_fn(model, args, kwargs, dict(z), return_deterministic=True)
+        values = constrain_fn(model, args, dict(kwargs), dict(z), return_deterministic=True)
         return {name: value for name, value in values.items() if name not in self._local}
 
     def _plates_around(self, site: Mapping[str, Any]) -> list[str]:
@@ -121,19 +140,6 @@ class MinibatchPotential:
                     "entries would belong to other data at every step; make the plate whole, or "
                     "integrate the site out."
                 )
-
-
-def as_jax(arguments: Any) -> Any:
-    """NumPy arrays among ``arguments`` as JAX arrays, which alone take traced indices."""
-
-    def convert(leaf: Any) -> Any:
-        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc":
-            return jnp.asarray(leaf)
-        return leaf
-
-    # Concrete inside compiled code too: models may look at the values of what is not data.
-    with jax.ensure_compile_time_eval():
-        return jax.tree.map(convert, arguments)
 
 
 def _base(fn: Any) -> Any:

@@ -15,7 +15,7 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.infer.util import initialize_model
 from numpyro.util import is_prng_key
 
-from bayesdiv.numpyro._minibatch import MinibatchPotential
+from bayesdiv.numpyro._minibatch import MinibatchPotential, WithJaxArrays
 
 
 class StochasticGradientState(NamedTuple):
@@ -121,7 +121,7 @@ class StochasticGradientKernel(MCMCKernel):
             raise ValueError(
                 f"steps_per_sample must be a whole number of at least 1, got {steps_per_sample!r}."
             )
-        self._model = model
+        self._model = WithJaxArrays(model)
         self.dynamics = dynamics
         self.steps_per_sample = steps_per_sample
         self.init_strategy = init_strategy
@@ -135,7 +135,7 @@ class StochasticGradientKernel(MCMCKernel):
 
     @property
     def model(self) -> Callable:
-        """The NumPyro model."""
+        """The model, taking NumPy arrays too."""
         return self._model
 
     @property
@@ -293,7 +293,7 @@ class StochasticGradientKernel(MCMCKernel):
     def wrap_model(self, wrapper: Callable) -> StochasticGradientKernel:
         """A copy on ``wrapper(model)``."""
         kernel = copy.copy(self)
-        kernel._model = wrapper(self._model)
+        kernel._model = WithJaxArrays(wrapper(self._model))
         kernel._reset()
         return kernel
 
