@@ -206,6 +206,8 @@ def test_numpyro_class_is_a_pytree_and_draws():
     assert jax.vmap(lambda d: d.log_prob(0.3))(rows).shape == (3, 2)
     through = jax.jit(lambda d: d.expand((2, 4)).to_event(1).log_prob(jnp.full((2, 4), 0.5)))(law)
     assert through.shape == (2,)
+    observed = jax.jit(lambda x: NumPyroLaw(logits=x, validate_args=True).log_prob(np.ones(2)))
+    assert observed(jnp.zeros(2)).tolist() == [0.0, 0.0]
     other = NumPyroLaw(logits=1.0)
     np.testing.assert_allclose(
         numpyro_kl(law, other), formulas.kl_divergence(law.logits, other.logits)

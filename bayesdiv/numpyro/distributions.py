@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from numpyro.distributions import Distribution, constraints, kl_divergence
 from numpyro.util import is_prng_key
 
@@ -61,7 +62,8 @@ class ContinuousBernoulli(Distribution):
 
     def log_prob(self, value: Any) -> jax.Array:
         if self._validate_args and not is_traced(value):
-            formulas.check_unit_interval(jnp.asarray(value), "value")
+            # In NumPy: inside a compiled function even constants are traced once JAX has them.
+            formulas.check_unit_interval(np.asarray(value), "value")
         return formulas.log_prob(jnp.asarray(value), self.logits)
 
     def cdf(self, value: Any) -> jax.Array:

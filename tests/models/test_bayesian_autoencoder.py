@@ -12,7 +12,6 @@ from numpyro.infer.util import log_density
 from pyro import poutine
 from pyro.infer import SVI, Predictive
 from pyro.infer.autoguide import AutoNormal
-from pyro.infer.mcmc.util import initialize_model
 from pyro.optim import Adam
 
 from bayesdiv.models.bayesian_autoencoder_numpyro import BayesianAutoencoder as NumPyroModel
