@@ -12,7 +12,9 @@ import torch
 
 _MOST_CLAMPED = 0.05
 _TEMPERATURES = (0.8, 1.25)
+# The temperature's own noise: from means of batches, longer than velocities remember.
 _BATCHES = 10
+_LEAST_STEPS = 500
 _STANDARD_ERRORS = 3.0
 
 
@@ -100,10 +102,12 @@ def warn_clamped(info: Mapping[str, torch.Tensor]) -> None:
         )
 
 
-def warn_temperature(statistics: Mapping[str, torch.Tensor]) -> None:
+def warn_temperature(statistics: Mapping[str, torch.Tensor], steps_per_sample: int) -> None:
     """Warn if the kinetic temperature is off by more than its own noise over the draws."""
     temperature = statistics.get("kinetic_temperature")
     if temperature is None or len(temperature) < _BATCHES:
+        return
+    if len(temperature) * steps_per_sample < _LEAST_STEPS:
         return
     batches = torch.stack([part.mean() for part in temperature.mean(-1).chunk(_BATCHES)])
     mean, error = float(batches.mean()), float(batches.std()) / len(batches) ** 0.5

@@ -233,7 +233,7 @@ class StochasticGradientKernel(MCMCKernel):
     def diagnostics(self) -> dict[str, Any]:
         """``sample_stats``, each ``(draw, num_chains)``, and an empty list of divergences."""
         stats = self._record.statistics()
-        warn_temperature(stats)
+        warn_temperature(stats, self.steps_per_sample)
         if self._path is not None and self._iteration > self._num_restored:
             write_record(self._path, self.state_dict())
         step_size = getattr(self.dynamics, "step_size", None)
