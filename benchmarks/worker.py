@@ -20,12 +20,14 @@ BLOCK_SECONDS = {False: 0.2, True: 0.01}
 def cases_of(framework: str, *, quick: bool) -> list[Case]:
     """Every case of a framework."""
     if framework == "torch":
-        from benchmarks import pyro_cases, transport_torch
+        from benchmarks import pyro_cases, sghmc_torch, transport_torch
 
-        return [*pyro_cases.cases(quick=quick), *transport_torch.cases(quick=quick)]
-    from benchmarks import numpyro_cases, transport_jax
+        modules = (pyro_cases, transport_torch, sghmc_torch)
+    else:
+        from benchmarks import numpyro_cases, sghmc_jax, transport_jax
 
-    return [*numpyro_cases.cases(quick=quick), *transport_jax.cases(quick=quick)]
+        modules = (numpyro_cases, transport_jax, sghmc_jax)
+    return [case for module in modules for case in module.cases(quick=quick)]
 
 
 def run(settings: argparse.Namespace) -> dict[str, Any]:

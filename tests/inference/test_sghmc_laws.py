@@ -208,9 +208,10 @@ def test_large_steps_on_minibatches_show_in_the_clamped_fraction(backend):
         problem.run(backend, step, num_burn_in=1000, drop=1000, steps=50)
         .info["clamped_fraction"]
         .mean()
-        for step in (0.02, 0.04, 0.1)
+        for step in (0.02, 0.1)
     ]
-    assert 0.1 < shares[0] < 0.4 < shares[1] < 0.95 < shares[2] == 1.0
+    assert 0.1 < shares[0] < 0.4
+    assert shares[1] == 1.0
 
 
 def test_linear_autoencoder_with_a_frozen_encoder(backend):
