@@ -4,16 +4,32 @@ from bayesdiv.diagnostics._accuracy import PosteriorAccuracy, compare_posteriors
 from bayesdiv.diagnostics._arviz import to_arviz
 from bayesdiv.diagnostics._compare import compare
 from bayesdiv.diagnostics._comparison import Comparison
+from bayesdiv.diagnostics._frechet import (
+    ClassifierFeatures,
+    frechet_distance,
+    train_classifier_features,
+)
+from bayesdiv.diagnostics._predictive import (
+    plug_in_log_likelihood,
+    proper_log_likelihood,
+    rhat_of_predictions,
+)
 from bayesdiv.diagnostics._psis import SmoothedWeights, describe_k, psis, psis_resample
 
 __all__ = [
+    "ClassifierFeatures",
     "Comparison",
     "PosteriorAccuracy",
     "SmoothedWeights",
     "compare",
     "compare_posteriors",
     "describe_k",
+    "frechet_distance",
+    "plug_in_log_likelihood",
+    "proper_log_likelihood",
     "psis",
     "psis_resample",
+    "rhat_of_predictions",
     "to_arviz",
+    "train_classifier_features",
 ]
