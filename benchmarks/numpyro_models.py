@@ -91,7 +91,7 @@ def vae(batch: int = 128, hidden: int = 200, codes: int = 10) -> Problem:
     return Problem(model, guide, (images,))
 
 
-def sites(count: int = 200) -> Problem:
+def sites(count: int = 20) -> Problem:
     """``count`` latent sites and their observed sum: what handlers cost a site to compile."""
 
     def model() -> None:
