@@ -54,7 +54,10 @@ def check_chains(mcmc: Any) -> list[str]:
         for chain, step in enumerate(failed)
         if step >= 0
     ]
-    problems += chain_problems({name: np.asarray(value) for name, value in fields.items()})
+    # What a stopped chain repeats says nothing more.
+    running = {name: np.asarray(value)[failed < 0] for name, value in fields.items()}
+    if (failed < 0).any():
+        problems += chain_problems(running)
     for problem in problems:
         warnings.warn(problem, UserWarning, stacklevel=2)
     return problems
