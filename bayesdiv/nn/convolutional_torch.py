@@ -159,7 +159,10 @@ class ConvAutoencoder(AutoencoderNetwork):
             # Codes come batched as the weights are; images are shared unless they are batched too.
             batched_rows = 0 if rows.ndim - 2 >= depth - level else None
             function = torch.func.vmap(function, in_dims=(0, batched_rows))
-        return function(dict(weights), rows)
+        if depth or rows.ndim == 2:
+            return function(dict(weights), rows)
+        outputs = function(dict(weights), rows.reshape(-1, rows.shape[-1]))
+        return outputs.reshape(*rows.shape[:-1], -1)
 
     def _encode_one(self, weights: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
         rows = images.reshape(-1, *self.image_shape)
