@@ -13,8 +13,8 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch.distributions import biject_to, constraints
-from torch.fx.experimental.proxy_tensor import make_fx
 
+from bayesdiv.pyro._recording import record
 from bayesdiv.pyro._sites import sample_sites
 
 # What a model raises that torch.func cannot batch: Python branches on values, in-place writes,
@@ -247,12 +247,10 @@ class BatchedPotential:
         if not self.jit_compile:
             return evaluate
         try:
-            graph = make_fx(evaluate)(position, *indices)
-            graph.graph.eliminate_dead_code()
-            graph.recompile()
+            recorded = record(evaluate, position, *indices)
             other = 0.9 * position + 0.01
             swapped = tuple(index.flip(-1) for index in indices)
-            agrees = _agree(graph(other, *swapped), evaluate(other, *swapped))
+            agrees = _agree(recorded(other, *swapped), evaluate(other, *swapped))
         except _DOES_NOT_BATCH as error:
             raise ValueError(
                 "jit_compile=True needs a model whose operations do not depend on values, got "
@@ -263,7 +261,7 @@ class BatchedPotential:
                 "jit_compile=True gives another potential than the model itself, which must "
                 "depend on something besides its sites; pass jit_compile=False."
             )
-        return lambda *inputs: graph(*inputs)
+        return recorded
 
     def _batched(self, position: torch.Tensor, indices: tuple[torch.Tensor, ...]) -> Callable:
         if len(position) == 1:

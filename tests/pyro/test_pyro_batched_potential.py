@@ -191,7 +191,8 @@ def test_a_recorded_potential_does_not_run_the_model():
     assert calls == []
 
 
-def test_parameters_inside_the_model_are_constants():
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["mapped", "recorded"])
+def test_parameters_inside_the_model_are_constants(jit_compile):
     layer = torch.nn.Linear(2, 1)
 
     def model():
@@ -200,7 +201,7 @@ def test_parameters_inside_the_model_are_constants():
             mean = layer(X[i]).squeeze(-1) + bias + pyro.param("shift", torch.tensor(0.1))
             pyro.sample("y", dist.Normal(mean, 1.0), obs=Y[i])
 
-    potential = make(model)
+    potential = make(model, jit_compile=jit_compile)
     value, gradient = potential(torch.zeros(3, 1), 0)
     assert not value.requires_grad
     assert not gradient.requires_grad
