@@ -9,7 +9,6 @@ import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,7 +150,7 @@ def select_prior(
 ) -> SelectedPrior:
     """Hyper-parameters whose prior predictive looks like ``data``.
 
-    ``log_every`` steps run in one compiled scan; then progress is shown, early stopping asked and
+    ``log_every`` steps run in one compiled loop; then progress is shown, early stopping asked and
     ``checkpoint`` written, from which an interrupted run goes on to the numbers of an uninterrupted
     one.
 
@@ -183,6 +182,7 @@ def select_prior(
     for name, count in (("num_steps", num_steps), ("batch_size", batch_size)):
         check_step_count(name, count)
     check_step_count("log_every", log_every)
+    check_parameters(parameters)
     begin = time.perf_counter()
     routine = PriorSelection(sample, objective, learning_rate, num_inner_only, schedule)
     data = jnp.asarray(data)
@@ -198,9 +198,17 @@ def select_prior(
         key = jax.random.fold_in(order_rng, state.step)
         return routine.step(state, data[jax.random.choice(key, len(data), (rows,), replace=False)])
 
-    @partial(jax.jit, static_argnames="length")
-    def window(state: PriorSelectionState, data: jax.Array, length: int) -> tuple[Any, Any]:
-        return jax.lax.scan(lambda carry, _: one(carry, data), state, None, length=length)
+    @jax.jit
+    def window(state: PriorSelectionState, data: jax.Array, count: int) -> tuple[Any, Any]:
+        # A traced count serves the last window, which may be shorter, without another compilation.
+        def body(index: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+            state, found = carry
+            state, info = one(state, data)
+            return state, jax.tree.map(lambda all, new: all.at[index].set(new), found, info)
+
+        shapes = jax.eval_shape(one, state, data)[1]
+        empty = jax.tree.map(lambda leaf: jnp.zeros(log_every, leaf.dtype), shapes)
+        return jax.lax.fori_loop(0, count, body, (state, empty))
 
     step, stopped = int(state.step), "completed"
     with LoopProgress("prior", num_steps, enabled=progress_bar) as progress:
@@ -208,10 +216,10 @@ def select_prior(
             if early_stopping and step and early_stopping.should_stop(history, log_every):
                 stopped = "early_stopping"
                 break
-            # The last window may be shorter, and a resumed run may start inside one.
-            new, info = window(state, data, min(log_every - step % log_every, num_steps - step))
+            count = min(log_every - step % log_every, num_steps - step)
+            new, info = window(state, data, count)
             found = {
-                name: np.asarray(values, dtype=np.float64)
+                name: np.asarray(values, dtype=np.float64)[:count]
                 for name, values in info._asdict().items()
             }
             bad = ~np.isfinite(np.stack(list(found.values()))).all(0)
@@ -226,7 +234,7 @@ def select_prior(
                 )
                 break
             history = {name: np.concatenate([history[name], found[name]]) for name in found}
-            state, step = new, step + len(bad)
+            state, step = new, step + count
             progress.update(step, history)
             if checkpoint is not None:
                 _save(checkpoint, state, history)

@@ -89,12 +89,16 @@ def test_the_network_finds_a_ratio_that_is_neither_linear_nor_quadratic():
     truth = float(
         torch.trapezoid(log_q.exp() * get_divergence("jensen_shannon").generator(log_p - log_q), z)
     )
-    ratio = LearnedRatio(hidden=(32, 32), num_steps=120, learning_rate=0.01, penalty=0.0)
-    assert float(ratio(x, y, rng=0)) == pytest.approx(truth, rel=0.06)
+    ratio = LearnedRatio(hidden=(32, 32), num_steps=250, learning_rate=0.01, penalty=0.0)
+    assert float(ratio(x, y, rng=0)) == pytest.approx(truth, rel=0.08)
 
 
-@pytest.mark.parametrize("name", MEMBERS)
-def test_gradients_are_those_of_the_path_weights(name, backend):
+CASES = [("torch", name) for name in MEMBERS]
+CASES += [("jax", name) for name in ("jensen_shannon", "alpha")]
+
+
+@pytest.mark.parametrize(("backend", "name"), CASES)
+def test_gradients_are_those_of_the_path_weights(backend, name):
     """∂/∂y_j = −b_j path_weight(l) ∇l and ∂/∂x_i = a_i e^(−l) path_weight(l) ∇l, exactly."""
     ratio, state = trained(backend, name)
     x, y, a, b = clouds()
