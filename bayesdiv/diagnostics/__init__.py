@@ -9,6 +9,7 @@ from bayesdiv.diagnostics._frechet import (
     frechet_distance,
     train_classifier_features,
 )
+from bayesdiv.diagnostics._predictions import predictions_to_arviz
 from bayesdiv.diagnostics._predictive import (
     plug_in_log_likelihood,
     proper_log_likelihood,
@@ -27,6 +28,7 @@ __all__ = [
     "frechet_distance",
     "plug_in_log_likelihood",
     "proper_log_likelihood",
+    "predictions_to_arviz",
     "psis",
     "psis_resample",
     "rhat_of_predictions",
