@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -92,7 +93,8 @@ class _LogJoint(Messenger):
         infer, mask = msg["infer"], msg["mask"]
         if mask is False or site_is_subsample(msg) or infer.get("_deterministic"):
             return
-        log_prob = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+        fn = _without_validation(msg["fn"])
+        log_prob = fn.log_prob(msg["value"], *msg["args"], **msg["kwargs"])
         if isinstance(log_prob, torch.Tensor):
             if isinstance(mask, torch.Tensor):
                 log_prob = torch.where(mask, log_prob, log_prob.new_zeros(()))
@@ -101,6 +103,21 @@ class _LogJoint(Messenger):
                 log_prob, scale = log_prob * scale, 1.0
             log_prob = log_prob.sum()
             self.terms[msg["name"]] = log_prob if scale == 1.0 else log_prob * scale
+
+
+def _without_validation(fn: Any) -> Any:
+    """``fn``, or a copy that does not look at values if it was made with validation on.
+
+    Priors of a ``PyroSample`` are made with their module, where validation is the default.
+    """
+    base = getattr(fn, "base_dist", None)
+    plain = None if base is None else _without_validation(base)
+    if plain is not base or getattr(fn, "_validate_args", False):
+        fn = copy.copy(fn)
+        fn._validate_args = False
+        if plain is not None:
+            fn.base_dist = plain
+    return fn
 
 
 class BatchedPotential:
@@ -118,8 +135,8 @@ class BatchedPotential:
     Raises
     ------
     ValueError
-        A latent site is discrete, enumerated or inside a subsampled plate; no latent sites; or
-        ``jit_compile`` for a model whose operations depend on values.
+        A latent site is discrete or inside a subsampled plate; no latent sites; randomness outside
+        the sites; or ``jit_compile`` for a model whose operations depend on values.
     """
 
     def __init__(
@@ -224,7 +241,7 @@ class BatchedPotential:
         for name, part in self.layout.unpack(gradient[0]).items():
             if not bool(torch.isfinite(part).all()):
                 return f"the gradient with respect to site {name!r} is not finite"
-        return "every site is finite, so the sum overflows"
+        return "every site is finite, so the sum or the next position overflows"
 
     def _initial_trace(self) -> Any:
         with InitMessenger(self.init_strategy):
@@ -243,6 +260,13 @@ class BatchedPotential:
 
     def _choose(self, position: torch.Tensor, indices: tuple[torch.Tensor, ...]) -> Callable:
         """The fastest of the ways that agree with one by one."""
+        first = tuple(part[:1] for part in (position, *indices))
+        if not _agree(self.one_by_one(*first), self.one_by_one(*first)):
+            raise ValueError(
+                "model gives another potential each time at the same values and minibatch, so it "
+                "draws random numbers outside its sites; put modules with dropout into eval mode, "
+                "or make what is random a site."
+            )
         evaluate = self._batched(position, indices)
         if not self.jit_compile:
             return evaluate

@@ -21,24 +21,7 @@ from bayesdiv.pyro._chain_record import (
     warn_temperature,
     write_record,
 )
-
-
-class NonFinitePotentialError(FloatingPointError):
-    """The potential or its gradient became infinite or NaN.
-
-    The kernel's ``state`` is the one before that step; draws before it are in
-    ``kernel.get_samples()``.
-
-    Attributes
-    ----------
-    step : int
-        Gradient steps taken before the one that failed.
-    chain : int
-        Row of the kernel's chains.
-    """
-
-    step: int = -1
-    chain: int = -1
+from bayesdiv.pyro._non_finite import find_failure
 
 
 class StochasticGradientKernel(MCMCKernel):
@@ -330,44 +313,19 @@ class StochasticGradientKernel(MCMCKernel):
 
     def _advance(self, state: Any) -> tuple[Any, Any]:
         """``steps_per_sample`` steps; looks at the device once."""
-        before, total = state, 0.0
+        assert self._potential is not None
+        before = state
+        total: Any = 0.0
         for _ in range(self.steps_per_sample):
             state, info = self.dynamics.step(state, self._potential)
             total = total + info.potential
         # A gradient that is not finite has moved the position; infinite potentials stay in the sum.
         if not bool((torch.isfinite(total) & torch.isfinite(state.position).all(-1)).all()):
-            self._stop(before)
+            self.state, error = find_failure(
+                self.dynamics, before, self._potential, self.steps_per_sample
+            )
+            raise error
         return state, info
-
-    def _stop(self, state: Any) -> None:
-        """Repeat the steps from ``state``, which gives the same numbers, up to the bad one."""
-        potential = self._potential
-        assert potential is not None
-        seen: list[Any] = []
-
-        def watched(position: torch.Tensor, rng: int) -> tuple[torch.Tensor, torch.Tensor]:
-            value, gradient = potential(position, rng)
-            seen[:] = [rng, torch.isfinite(value) & torch.isfinite(gradient).all(-1)]
-            return value, gradient
-
-        reason, chain, num_taken = "the position overflows", 0, int(state.step)
-        for _ in range(self.steps_per_sample):
-            self.state = state
-            num_taken = int(state.step)
-            state, _ = self.dynamics.step(state, watched)
-            rng, is_fine = seen
-            if not bool(is_fine.all()):
-                chain = int((~is_fine).nonzero()[0])
-                indices = (i[chain] for i in potential.minibatches(rng, self.num_chains))
-                reason = potential.culprit(self.state.position[chain], *indices)
-                break
-        error = NonFinitePotentialError(
-            f"the potential stopped being finite at gradient step {num_taken} of chain {chain}: "
-            f"{reason}. The state before it is kernel.state and the draws are in "
-            "kernel.get_samples(); lower step_size, or start from elsewhere with init_strategy."
-        )
-        error.step, error.chain = num_taken, chain
-        raise error
 
     def _settings(self) -> dict[str, Any]:
         assert self._potential is not None
