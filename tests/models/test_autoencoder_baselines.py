@@ -117,7 +117,16 @@ def test_convolutions_serve_the_variational_autoencoder():
     assert vae.outputs(DIGITS[:6], num_draws=3).shape == (3, 6, 64)
 
 
+def test_sigmoids_may_be_matched_instead_of_means():
+    routine = Reconstruction(NETWORK, like=DIGITS, match="sigmoid", learning_rate=0.01)
+    outputs = routine.outputs(DIGITS[:50])
+    error = routine.step(DIGITS[:50])["squared_error"]
+    torch.testing.assert_close(error, (outputs.sigmoid() - DIGITS[:50]).square().mean())
+
+
 def test_bad_settings_are_named():
+    with pytest.raises(ValueError, match="match must be 'mean' or 'sigmoid', got 'logit'"):
+        Reconstruction(NETWORK, like=DIGITS, match="logit")
     with pytest.raises(ValueError, match="learning_rate must be positive and finite, got 0.0"):
         Reconstruction(NETWORK, like=DIGITS, learning_rate=0.0)
     with pytest.raises(ValueError, match="subsample_size must be at least 1 or None, got 0"):
