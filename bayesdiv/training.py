@@ -143,9 +143,10 @@ def train(
     _check_batches(batches)
     begin = time.perf_counter()
     accelerator = accelerator or Accelerator()
-    moves = hasattr(routine, "prepare")
-    if moves:
-        routine.prepare(accelerator)
+    prepare = getattr(routine, "prepare", None)
+    moves = prepare is not None
+    if prepare is not None:
+        prepare(accelerator)
     if isinstance(batches, DataLoader):
         batches = accelerator.prepare_data_loader(batches, device_placement=moves)
     cursor = _Cursor(batches, track=checkpoint is not None)

@@ -121,7 +121,8 @@ def _two_sample(divergence: Any, parameters: Mapping[str, Any]) -> TwoSampleDive
     is_name_of_f = isinstance(divergence, str) and divergence in list_divergences("f")
     if is_name_of_f or isinstance(divergence, FDivergence):
         return LearnedRatio(divergence, **parameters)
-    return get_divergence(divergence, **parameters)
+    found: Any = get_divergence(divergence, **parameters)
+    return found
 
 
 def as_objective(objective: Any) -> PriorPredictiveObjective:

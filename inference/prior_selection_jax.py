@@ -250,9 +250,11 @@ def _plain(state: PriorSelectionState) -> list[Any]:
 
 
 def _save(path: Any, state: PriorSelectionState, history: Mapping[str, np.ndarray]) -> None:
-    arrays = {f"state_{number}": np.asarray(leaf) for number, leaf in enumerate(_plain(state))}
+    arrays: dict[str, Any] = {f"history_{name}": values for name, values in history.items()}
+    for number, leaf in enumerate(_plain(state)):
+        arrays[f"state_{number}"] = np.asarray(leaf)
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays, **{f"history_{name}": v for name, v in history.items()})
+    np.savez(buffer, **arrays)
     write_atomically(path, lambda file: file.write(buffer.getvalue()))
 
 

@@ -106,8 +106,10 @@ class _NormalPriors(Messenger):
         self._prior = prior
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        name = msg.get("name")
-        if msg["type"] != "sample" or name not in self._prior.shapes or msg["is_observed"]:
+        if msg["type"] != "sample" or msg["is_observed"]:
+            return
+        name = msg["name"]
+        if name not in self._prior.shapes:
             return
         shape = _shape_of(msg["fn"])
         if shape != tuple(self._prior.shapes[name]):

@@ -95,7 +95,8 @@ class PyroPriorPredictive(PriorPredictive):
         with seeded(rng, batch):
             for _ in range(num_draws):
                 trace = poutine.trace(run).get_trace(*self.arguments(batch))
-                rows.append(trace.nodes[self.site]["value"].reshape(len(batch), -1))
+                value: Any = trace.nodes[self.site]["value"]
+                rows.append(value.reshape(len(batch), -1))
         return torch.cat(rows)
 
 
