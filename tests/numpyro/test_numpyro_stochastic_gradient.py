@@ -106,10 +106,11 @@ def test_the_potential_on_the_full_data_is_the_hosts(model, args):
     def value(z):
         return ours(z, jax.random.key(5), args, {})
 
-    np.testing.assert_allclose(value(z), reference(z), rtol=1e-12)
-    slopes, expected = jax.grad(value)(z), jax.grad(reference)(z)
+    found, slopes = jax.jit(jax.value_and_grad(value))(z)
+    expected, expected_slopes = jax.jit(jax.value_and_grad(reference))(z)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
     for name in z:
-        np.testing.assert_allclose(slopes[name], expected[name], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(slopes[name], expected_slopes[name], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ def test_minibatch_gradients_are_unbiased(model, args, batch):
             z, keys
         )
 
-    expected, found = jax.grad(reference)(z), gradients(keys)
+    expected, found = jax.jit(jax.grad(reference))(z), gradients(keys)
     for name, draws in found.items():
         assert_within_standard_errors(draws, expected[name])
     likelihood_site = next(iter(set(z) & {"weight", "level"}))
@@ -209,16 +210,36 @@ def test_steps_of_an_iteration_are_those_of_the_dynamics():
         after.accept_prob  # noqa: B018
 
 
-def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one(whole):
+@pytest.fixture(scope="module")
+def halves():
+    """The same run, interrupted after 3 of its 8 draws; the first part before it went on."""
     first = run(num_samples=3)
-    state = pickle.loads(pickle.dumps(first.last_state))
-    second = run(num_samples=5, state=state)
-    for name, values in whole.get_samples(group_by_chain=True).items():
-        parts = [part.get_samples(group_by_chain=True)[name] for part in (first, second)]
-        np.testing.assert_array_equal(np.concatenate(parts, axis=1), values, err_msg=name)
+    kept = pickle.dumps(first)
+    second = run(num_samples=5, state=pickle.loads(pickle.dumps(first.last_state)))
+    return kept, second
 
 
-def test_a_killed_run_resumes_to_the_same_numbers(whole, tmp_path):
+def assert_ends_like(mcmc, whole):
+    """The draws of ``mcmc`` are the last of ``whole``, to the last bit."""
+    for name, found in mcmc.get_samples(group_by_chain=True).items():
+        expected = whole.get_samples(group_by_chain=True)[name][:, -found.shape[1] :]
+        np.testing.assert_array_equal(found, expected, err_msg=name)
+
+
+def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one(whole, halves):
+    assert_ends_like(halves[1], whole)
+    found = np.asarray(halves[1].last_state.dynamics.position)
+    np.testing.assert_array_equal(found, whole.last_state.dynamics.position)
+
+
+def test_a_run_pickles_and_goes_on(whole, halves):
+    again = pickle.loads(halves[0])
+    again.post_warmup_state, again.num_samples = again.last_state, 5
+    again.run(again.last_state.rng_key, X, Y, 5)
+    assert_ends_like(again, whole)
+
+
+def test_a_killed_run_resumes_to_the_same_numbers(whole, halves, tmp_path):
     script = textwrap.dedent(f"""
         import importlib.util, os, pickle, signal, sys
         sys.path[:0] = {sys.path!r}
@@ -229,7 +250,8 @@ def test_a_killed_run_resumes_to_the_same_numbers(whole, tmp_path):
         mcmc = case.run(num_samples=3)
         with open("state.pickle", "wb") as file:
             pickle.dump(mcmc.last_state, file)
-        case.run(num_samples=5, state=mcmc.last_state)
+        mcmc.post_warmup_state = mcmc.last_state
+        mcmc.run(mcmc.last_state.rng_key, case.X, case.Y, 5)
         print("lost", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     """)
@@ -250,10 +272,10 @@ def test_a_killed_run_resumes_to_the_same_numbers(whole, tmp_path):
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert killed.stdout.endswith("lost\n")
     state = pickle.loads((tmp_path / "state.pickle").read_bytes())
-    resumed = run(num_samples=5, state=state).get_samples(group_by_chain=True)
-    for name, found in resumed.items():
-        expected = whole.get_samples(group_by_chain=True)[name][:, 3:]
-        np.testing.assert_array_equal(found, expected, err_msg=name)
+    resumed = halves[1]
+    resumed.post_warmup_state = state
+    resumed.run(state.rng_key, X, Y, 5)
+    assert_ends_like(resumed, whole)
 
 
 def cliff(edge=1.0):
@@ -347,20 +369,11 @@ def test_parameters_and_keys_of_a_model_are_its_own():
 
 def test_single_precision():
     with jax.enable_x64(False):  # noqa: FBT003 - the only way to call it
-        mcmc = run(num_samples=4)
+        table = np.outer(X, Y)
+        mcmc = run(num_samples=4, num_chains=1, model=crossed, args=(table, (4, 5)))
         assert mcmc.last_state.dynamics.position.dtype == jnp.float32
         assert all(value.dtype == jnp.float32 for value in mcmc.get_samples().values())
-        assert np.isfinite(np.asarray(mcmc.get_samples()["weight"])).all()
-
-
-def test_a_kernel_and_its_run_pickle(whole):
-    again = pickle.loads(pickle.dumps(whole))
-    again.post_warmup_state = again.last_state
-    whole_after = run(num_samples=2, state=whole.last_state)
-    again.num_samples = 2
-    again.run(again.last_state.rng_key, X, Y, 5)
-    for name, values in whole_after.get_samples().items():
-        np.testing.assert_array_equal(again.get_samples()[name], values)
+        assert np.isfinite(np.asarray(mcmc.get_samples()["level"])).all()
 
 
 def test_wrapping_the_model_starts_afresh(whole):
