@@ -122,7 +122,12 @@ def posterior_draws(data: Any, name: str = "data") -> dict[str, np.ndarray]:
         Anything else.
     """
     if hasattr(data, "get_samples"):
+        width = getattr(getattr(data, "kernel", None), "num_chains", 1)
         data = data.get_samples()
+        if width > 1:
+            # The kernel moves a batch of chains, on the axis after the draws.
+            data = {key: as_numpy(value) for key, value in data.items()}
+            data = {key: value.reshape(-1, *value.shape[2:]) for key, value in data.items()}
     if hasattr(data, "groups"):
         if "posterior" in data:
             data = data["posterior"]

@@ -36,7 +36,7 @@ class StochasticGradientKernel(MCMCKernel):
     fifth of 5000 more.
 
     With ``num_chains`` above 1 the chains are rows of one position, moved together, and every site
-    of a draw has a leading axis of chains; ``get_samples`` of the kernel and
+    of a draw has a leading axis of chains; the kernel's own ``get_samples`` and
     ``bayesdiv.diagnostics.to_arviz(mcmc)`` put chains in front of draws. The ``num_chains`` of MCMC
     stays 1 then; more of them are processes with such a batch each.
 
@@ -198,11 +198,11 @@ class StochasticGradientKernel(MCMCKernel):
         self._latest = self._as_params(self.state.position)
         self._info = info._asdict()
         if is_kept:
-            if len(self._record) == 0:
-                warn_clamped(self._info)
             self._record.add(self.state.position, self._info)
         if self._path is not None and self._iteration % self.checkpoint_every == 0:
             write_record(self._path, self.state_dict())
+        if is_kept and len(self._record) == 1:
+            warn_clamped(self._info)
         return self._latest
 
     def logging(self) -> OrderedDict[str, str]:
@@ -216,9 +216,9 @@ class StochasticGradientKernel(MCMCKernel):
     def diagnostics(self) -> dict[str, Any]:
         """``sample_stats``, each ``(draw, num_chains)``, and an empty list of divergences."""
         stats = self._record.statistics()
-        warn_temperature(stats, self.steps_per_sample)
         if self._path is not None and self._iteration > self._num_restored:
             write_record(self._path, self.state_dict())
+        warn_temperature(stats, self.steps_per_sample)
         step_size = getattr(self.dynamics, "step_size", None)
         if step_size is not None and stats:
             stats["step_size"] = torch.full_like(next(iter(stats.values())), float(step_size))
@@ -226,11 +226,17 @@ class StochasticGradientKernel(MCMCKernel):
 
     # What a person may ask of the kernel.
 
-    def get_samples(self) -> Values:
-        """Draws so far, after an error too: ``{site: (chain, draw, *shape)}``, constrained."""
-        if self._potential is None or not self._record.positions:
+    def get_samples(self, *, group_by_chain: bool = False) -> Values:
+        """Draws so far, after an error too, on the supports of their sites.
+
+        ``{site: (chain * draw, *shape)}``, as ``pyro.infer.Predictive`` takes them, or
+        ``{site: (chain, draw, *shape)}`` with ``group_by_chain``.
+        """
+        if self._potential is None or len(self._record) == 0:
             return {}
         positions = torch.stack(self._record.positions, dim=1)
+        if not group_by_chain:
+            positions = positions.flatten(0, 1)
         return self._potential.layout.constrain(positions)
 
     def state_dict(self) -> dict[str, Any]:

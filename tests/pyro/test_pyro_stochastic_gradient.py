@@ -17,7 +17,7 @@ import torch
 from pyro.infer import MCMC
 from pyro.infer.autoguide.initialization import init_to_value
 
-from bayesdiv.diagnostics import to_arviz
+from bayesdiv.diagnostics import compare_posteriors, to_arviz
 from bayesdiv.inference.sghmc import SGHMCDynamics
 from bayesdiv.inference.sgld import SGLDDynamics
 from bayesdiv.pyro import NonFinitePotentialError, StochasticGradientKernel
@@ -62,8 +62,10 @@ def test_chains_come_before_draws():
     assert raw["scale"].shape == (8, 3)
     assert raw["mean"].shape == (8, 3, 2)
     assert bool((raw["scale"] > 0).all())
-    draws = kernel.get_samples()
+    draws = kernel.get_samples(group_by_chain=True)
     torch.testing.assert_close(draws["scale"], raw["scale"].T)
+    torch.testing.assert_close(kernel.get_samples()["mean"], draws["mean"].flatten(0, 1))
+    assert compare_posteriors(mcmc, kernel.get_samples()).sliced_wasserstein < 1e-6
     found = to_arviz(mcmc)
     assert found.posterior["mean"].dims == ("chain", "draw", "mean_dim_0")
     np.testing.assert_allclose(found.posterior["mean"], draws["mean"])
@@ -104,7 +106,8 @@ def test_an_iteration_is_so_many_gradient_steps():
     assert kernel.state.step == 18
     by_hand = make_kernel(num_chains=2)
     thinned = run(by_hand, 12, 6).get_samples()["mean"][2::3]
-    torch.testing.assert_close(kernel.get_samples()["mean"].transpose(0, 1), thinned)
+    found = kernel.get_samples(group_by_chain=True)["mean"]
+    torch.testing.assert_close(found.transpose(0, 1), thinned)
 
 
 def test_seeds_repeat_and_differ():
@@ -279,7 +282,7 @@ def test_a_potential_that_is_not_finite_stops_the_run(steps_per_sample):
     assert kernel.state.step == e.value.step
     assert bool(torch.isfinite(kernel.state.position).all())
     assert kernel.state.position[e.value.chain] > 3.0
-    draws = kernel.get_samples()["weight"]
+    draws = kernel.get_samples(group_by_chain=True)["weight"]
     assert draws.shape == (2, e.value.step // steps_per_sample)
     assert bool((draws[:, :-1] < 3.0).all())
     restored = pickle.loads(pickle.dumps(e.value))
