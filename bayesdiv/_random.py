@@ -104,7 +104,7 @@ def next_rng(rng: Any, like: Array, count: int) -> tuple[Any, ...]:
     if is_torch_array(like):
         _check_seed(rng)
         kept = _mixed(rng)
-        return (kept, *(kept ^ (number * _STRIDE & _SEEDS) for number in range(1, count + 1)))
+        return (kept, *[kept ^ (number * _STRIDE & _SEEDS) for number in range(1, count + 1)])
     _check_jax_key(rng)
     import jax
 

@@ -44,6 +44,16 @@ _SECTIONS = {
         "Value and gradient in both samples, directions drawn anew at every call. Names are sizes, "
         "dimension and number of directions.",
     ),
+    "sghmc": (
+        "Stochastic-gradient HMC",
+        "One gradient step after burn-in, minibatches of 32 of 1,000 rows; names are the model, "
+        "its dimension and the number of chains. Everybody in a case has the same gradient. The "
+        "bare loop does the recursion and nothing else: no seeds that make a run resumable, no "
+        "diagnostics. In JAX a call is a scan of 1,000 steps. The cases `effective` are the time "
+        "for a hundred effective draws of the slowest coordinate, by a pilot run; NUTS sees all "
+        "rows at every step and SGHMC 32 of them. Where all rows fit the cache and the posterior "
+        "is close to normal, NUTS is the sampler to take.",
+    ),
 }
 
 
@@ -130,6 +140,9 @@ def _targets(every: list[Row]) -> Iterator[tuple[str, list[Row]]]:
     yield "NumPyro: compile time ≤ 1.2 of the host's", compiled
     yield "Sinkhorn: no slower than POT, geomloss and ott", among("sinkhorn")
     yield "Sliced Wasserstein ≤ 0.5 of POT", among("sliced", "POT")
+    yield "SGHMC: 16 chains in torch ≤ 1.15 of a bare loop", among("sghmc", "bare loop")
+    yield "SGHMC: one chain in torch ≤ 0.25 of `posteriors`", among("sghmc", "posteriors")
+    yield "SGHMC: JAX ≤ 1.10 of blackjax", among("sghmc", "blackjax")
 
 
 def _table(chosen: list[Row]) -> Iterator[str]:

@@ -10,8 +10,8 @@ from typing import Any
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _PACKAGES = {
-    "torch": ("torch", "pyro-ppl", "pot", "geomloss"),
-    "jax": ("jax", "jaxlib", "numpyro", "pot", "ott-jax"),
+    "torch": ("torch", "pyro-ppl", "pot", "geomloss", "posteriors"),
+    "jax": ("jax", "jaxlib", "numpyro", "pot", "ott-jax", "blackjax"),
 }
 
 

@@ -20,6 +20,7 @@ from benchmarks.cases import Case, Comparison, Duel, agree
 from benchmarks.sghmc_problem import BURN_IN, FRICTION, STEP_SIZE, TOLERANCE, Layers, Problem
 
 Potential = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+_errors = torch.nn.functional.binary_cross_entropy_with_logits
 
 
 def cases(*, quick: bool) -> list[Case]:
@@ -50,9 +51,11 @@ def logistic_potential(problem: Problem) -> Potential:
     """U of ``(chains, dim)`` from a minibatch of each chain, standard normal prior."""
 
     def potential(w: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        logits = torch.matmul(x, w[..., None])[..., 0]
-        errors = torch.nn.functional.softplus(logits) - y * logits
-        return problem.scale * errors.sum(-1) + 0.5 * (w * w).sum(-1)
+        if w.ndim == 1:
+            return problem.scale * _errors(x @ w, y, reduction="sum") + 0.5 * (w @ w)
+        logits = torch.bmm(x, w[..., None])[..., 0]
+        errors = _errors(logits, y, reduction="none").sum(-1)
+        return problem.scale * errors + 0.5 * (w * w).sum(-1)
 
     return potential
 
@@ -68,9 +71,8 @@ def network_potential(problem: Problem, layers: Layers) -> Potential:
             if hidden is not x:
                 hidden = torch.tanh(hidden)
             hidden = torch.matmul(hidden, weights[..., :-1, :]) + weights[..., -1:, :]
-        logits = hidden[..., 0]
-        errors = torch.nn.functional.softplus(logits) - y * logits
-        return problem.scale * errors.sum(-1) + 0.5 * (w * w).sum(-1)
+        errors = _errors(hidden[..., 0], y, reduction="none").sum(-1)
+        return problem.scale * errors + 0.5 * (w * w).sum(-1)
 
     return potential
 

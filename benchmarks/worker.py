@@ -24,9 +24,9 @@ def cases_of(framework: str, *, quick: bool) -> list[Case]:
 
         modules = (pyro_cases, transport_torch, sghmc_torch)
     else:
-        from benchmarks import numpyro_cases, sghmc_jax, transport_jax
+        from benchmarks import numpyro_cases, sghmc_effective, sghmc_jax, transport_jax
 
-        modules = (numpyro_cases, transport_jax, sghmc_jax)
+        modules = (numpyro_cases, transport_jax, sghmc_jax, sghmc_effective)
     return [case for module in modules for case in module.cases(quick=quick)]
 
 

@@ -1,4 +1,4 @@
-"""What the stochastic-gradient samplers share: checks, norms and the end of burn-in."""
+"""What the stochastic-gradient samplers share: checks and the end of burn-in."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,6 @@ from bayesdiv._array import (
     array_namespace,
     is_jax_array,
     is_torch_array,
-    stop_gradient,
 )
 from bayesdiv._control import branch, is_traced
 
@@ -71,7 +70,9 @@ def evaluated(
             "potential_and_gradient must return one potential a chain, shape "
             f"{tuple(position.shape[:-1])}, got {tuple(potential.shape)}."
         )
-    return stop_gradient(potential), stop_gradient(gradient)
+    if is_torch_array(position):
+        return potential.detach(), gradient.detach()
+    return potential, gradient
 
 
 def where_warm(step: Any, num_burn_in: int, adapt: Callable, scales: tuple) -> tuple:
@@ -81,9 +82,3 @@ def where_warm(step: Any, num_burn_in: int, adapt: Callable, scales: tuple) -> t
     if isinstance(step, int):
         return adapt(scales) if step < num_burn_in else scales
     return branch(step < num_burn_in, adapt, lambda kept: kept, scales)
-
-
-def row_norm(rows: Array) -> Array:
-    """Euclidean norm over the last axis."""
-    xp = array_namespace(rows)
-    return xp.sqrt(xp.sum(rows * rows, axis=-1))

@@ -16,7 +16,6 @@ from bayesdiv.inference._dynamics import (
     check_positive,
     check_step_count,
     evaluated,
-    row_norm,
     step_counter,
     where_warm,
 )
@@ -164,10 +163,11 @@ class SGHMCDynamics:
         noise = standard_normal(noise_rng, gradient.shape, gradient)
         noise *= noise_scale
         velocity += noise
-        root_temperature = row_norm(heat * velocity)
+        vector_norm = array_namespace(velocity).linalg.vector_norm
+        root_temperature = vector_norm(heat * velocity, axis=-1)
         info = SGHMCInfo(
             potential,
-            row_norm(gradient),
+            vector_norm(gradient, axis=-1),
             root_temperature * root_temperature,
             clamped_fraction,
         )

@@ -3,16 +3,24 @@
 import pytest
 
 pytest.importorskip("ott")
+pytest.importorskip("blackjax")
 
-from benchmarks import numpyro_cases, transport_jax
+from benchmarks import numpyro_cases, sghmc_effective, sghmc_jax, transport_jax
 from benchmarks.cases import run_case
 from benchmarks.results import rows
 
 # What is slow is XLA, a few seconds a contestant.
-FAST = ("numpyro/small/1", "numpyro/vae/16", "jax/sliced/20+20x2/8")
+FAST = (
+    "numpyro/small/1",
+    "numpyro/vae/16",
+    "jax/sliced/20+20x2/8",
+    "jax/sghmc/logistic/5x1",
+)
+MODULES = (numpyro_cases, transport_jax, sghmc_jax, sghmc_effective)
 CASES = [
     pytest.param(case, id=case.name, marks=() if case.name in FAST else pytest.mark.slow)
-    for case in [*numpyro_cases.cases(quick=True), *transport_jax.cases(quick=True)]
+    for module in MODULES
+    for case in module.cases(quick=True)
 ]
 
 

@@ -5,13 +5,18 @@ import functools
 import pytest
 
 pytest.importorskip("geomloss")
+pytest.importorskip("tensordict")
 
-from benchmarks import pyro_cases, transport_torch
+from benchmarks import pyro_cases, sghmc_torch, transport_torch
 from benchmarks.cases import ResultsDiffer, run_case
 from benchmarks.pyro_models import small
 from benchmarks.results import rows
 
-CASES = [*pyro_cases.cases(quick=True), *transport_torch.cases(quick=True)]
+CASES = [
+    *pyro_cases.cases(quick=True),
+    *transport_torch.cases(quick=True),
+    *sghmc_torch.cases(quick=True),
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
