@@ -14,7 +14,7 @@ Loaiza-Ganem and Cunningham (2019), equations 5 to 8; the authors write λ = 1 /
 import math
 from typing import Any
 
-from bayesdiv._array import Array, array_namespace, as_array_like, clip
+from bayesdiv._array import Array, array_namespace, clip
 
 MAX_LOGIT = 15.9
 """Largest |ℓ|, the logit of the largest float32 probability below 1."""
@@ -163,7 +163,7 @@ def _log1p_ratio(x: Array) -> Array:
 
 def _polynomial(coefficients: tuple[float, ...], x: Array) -> Array:
     """Σ c_k xᵏ by Horner's rule."""
-    total = as_array_like(coefficients[-1], x)
-    for coefficient in reversed(coefficients[:-1]):
+    total = coefficients[-1] * x + coefficients[-2]
+    for coefficient in reversed(coefficients[:-2]):
         total = total * x + coefficient
     return total

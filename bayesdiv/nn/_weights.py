@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from bayesdiv._array import Array, array_namespace, as_array_like, is_jax_array, is_torch_array
@@ -91,13 +92,19 @@ class AutoencoderNetwork(ABC):
                 f"rows must have {self.num_weights()} entries on the last axis, one a weight, got "
                 f"shape {tuple(rows.shape)}."
             )
+        shapes = self.weight_shapes()
+        sizes = [math.prod(shape) for shape in shapes.values()]
         xp = array_namespace(rows)
-        weights, start = {}, 0
-        for name, shape in self.weight_shapes().items():
-            stop = start + math.prod(shape)
-            weights[name] = xp.reshape(rows[..., start:stop], (*rows.shape[:-1], *shape))
-            start = stop
-        return weights
+        # One split, not slices: torch pads the gradient of every slice to all of the rows.
+        parts = (
+            rows.split(sizes, dim=-1)
+            if is_torch_array(rows)
+            else xp.split(rows, list(accumulate(sizes))[:-1], axis=-1)
+        )
+        return {
+            name: xp.reshape(part, (*rows.shape[:-1], *shape))
+            for part, (name, shape) in zip(parts, shapes.items(), strict=True)
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,11 +192,19 @@ class WeightPrior:
         """log density of ``weights``, ``(*batch,)``, in nats."""
         total: Any = 0.0
         for name, shape in self.shapes.items():
-            xp = array_namespace(weights[name])
-            log_variance = self.log_variance[name]
-            squares = (weights[name] - self.mean[name]) ** 2 * xp.exp(-log_variance)
+            log_variance, count = self.log_variance[name], math.prod(shape)
+            xp = array_namespace(log_variance)
             axes = tuple(range(-len(shape), 0))
-            total = total - 0.5 * xp.sum(squares + (log_variance + _LOG_TWO_PI), axis=axes)
+            gap = weights[name] - self.mean[name]
+            precision = xp.exp(-log_variance)
+            # One number for the tensor multiplies the sum; passes over all weights are what costs.
+            squares = (
+                precision * xp.sum(gap * gap, axis=axes)
+                if log_variance.ndim == 0
+                else xp.sum(gap * gap * precision, axis=axes)
+            )
+            # Whatever broadcasts repeats each log-variance equally often, so the mean is enough.
+            total = total - 0.5 * (squares + count * (xp.mean(log_variance) + _LOG_TWO_PI))
         return total
 
     def sample(self, rng: Any, num_draws: int) -> dict[str, Array]:
