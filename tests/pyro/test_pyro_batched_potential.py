@@ -44,6 +44,10 @@ def constrained():
     with poutine.mask(mask=Y[:3] > 0):
         with pyro.plate("three", 3):
             pyro.sample("y", dist.StudentT(4.0, share, 1.0), obs=Y[:3])
+    with poutine.scale(scale=torch.tensor([0.5, 1.0, 2.0])), pyro.plate("scaled", 3):
+        pyro.sample("z", dist.Normal(share, 1.0), obs=Y[:3])
+    with poutine.mask(mask=False):
+        pyro.sample("unused", dist.Normal(bounded.sum(), 1.0), obs=Y[0])
     pyro.factor("penalty", -(bounded**2).sum())
 
 
@@ -234,6 +238,20 @@ def test_modules_with_priors_and_the_subsample_statement(jit_compile):
     torch.testing.assert_close(found[1], alone[1])
 
 
+def test_a_minibatch_of_ones_own_stays():
+    chosen = torch.tensor([1, 4])
+
+    def model():
+        weight = pyro.sample("weight", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 6, subsample=chosen):
+            pyro.sample("y", dist.Normal(weight, 1.0), obs=Y[chosen])
+
+    potential = make(model)
+    assert potential.plates == {}
+    _, gradient = potential(torch.tensor([[0.5]]), 0)
+    torch.testing.assert_close(gradient[0, 0], 0.5 + 3.0 * (0.5 - Y[chosen]).sum())
+
+
 def test_plates_that_are_loops_are_minibatches_too():
     def model(batch=None):
         weight = pyro.sample("weight", dist.Normal(0.0, 1.0))
@@ -284,6 +302,7 @@ def test_names_of_what_is_not_finite():
     assert "site 'y' is nan" in potential.culprit(torch.tensor([0.0, -1.0]))
     assert "with respect to site 'weight'" in potential.culprit(torch.tensor([0.0, 1.0]))
     assert "site 'rate' is -inf" in potential.culprit(torch.tensor([1e4, 2.0]))
+    assert "next position overflows" in potential.culprit(torch.tensor([0.0, 2.0]))
 
 
 def test_models_that_cannot_be_sampled_are_refused():
