@@ -29,7 +29,8 @@ def draw_indices(key: jax.Array, size: int, count: int) -> jax.Array:
     starts = np.arange(count, dtype=np.int64) * size
     # Integers all the way: floats could not tell the indices of large data apart.
     whole, rest = (starts // count).astype(np.int32), (starts % count).astype(np.int32)
-    return whole + (rest + jax.random.randint(key, (count,), 0, size, dtype=jnp.int32)) // count
+    points = jax.random.randint(key, (count,), 0, size, dtype=jnp.int32)
+    return jnp.asarray(whole) + (jnp.asarray(rest) + points) // count
 
 
 class WithJaxArrays:

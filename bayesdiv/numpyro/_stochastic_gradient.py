@@ -195,16 +195,15 @@ class StochasticGradientKernel(MCMCKernel):
             start = init_params
 
         one_start = start if is_single else jax.tree.map(lambda leaf: leaf[0], start)
-        example, self._unravel = ravel_pytree(one_start)
-        self._sample_fn = self._iterate
+        example, unravel = ravel_pytree(one_start)
+        self._unravel, self._sample_fn = unravel, self._iterate
 
-        def begin(values: Any) -> tuple[Any, Any, Any]:
-            # Round trip, so that values have the dtypes that they will keep.
+        def begin(values: Any) -> tuple[Any, Any]:
             position = ravel_pytree(values)[0]
-            return self._unravel(position), self.dynamics.init(position, None), values
+            # Back and forth, so that values have the dtypes that they will keep.
+            return unravel(position), self.dynamics.init(position, None)
 
-        begun = begin if is_single else jax.vmap(begin)
-        z, dynamics, _ = begun(start)
+        z, dynamics = (begin if is_single else jax.vmap(begin))(start)
         shape = () if is_single else (start_key.shape[0],)
         if not is_single:
             dynamics = dynamics._replace(step=dynamics.step[0])
@@ -222,8 +221,6 @@ class StochasticGradientKernel(MCMCKernel):
         model_kwargs: Mapping[str, Any] | None,
     ) -> StochasticGradientState:
         """``steps_per_sample`` gradient steps of every chain."""
-        if self._sample_fn is None:
-            raise ValueError("the kernel has no model yet; call init before sample.")
         kwargs = dict(model_kwargs or {})
 
         def iterate(one: StochasticGradientState) -> StochasticGradientState:
@@ -239,8 +236,10 @@ class StochasticGradientKernel(MCMCKernel):
     def _iterate(
         self, state: StochasticGradientState, args: tuple, kwargs: Mapping[str, Any]
     ) -> StochasticGradientState:
+        model_potential, unravel = self._ready()
+
         def potential(position: jax.Array, key: jax.Array) -> jax.Array:
-            return self._potential(self._unravel(position), key, args, kwargs)
+            return model_potential(unravel(position), key, args, kwargs)
 
         potential_and_gradient = jax.value_and_grad(potential)
 
@@ -266,7 +265,7 @@ class StochasticGradientKernel(MCMCKernel):
             dynamics, last, failed_step = carry
             info = jax.tree.map(lambda steps: steps.mean(0), infos)
             info = info._replace(potential=last.potential)
-        z = self._unravel(dynamics.position)
+        z = unravel(dynamics.position)
         return StochasticGradientState(
             z, dynamics._replace(rng=None), info, failed_step, dynamics.rng
         )
@@ -274,9 +273,10 @@ class StochasticGradientKernel(MCMCKernel):
     def postprocess_fn(self, model_args: tuple, model_kwargs: Mapping[str, Any] | None) -> Callable:
         """From unconstrained values to constrained ones and deterministic sites."""
         kwargs = dict(model_kwargs or {})
+        potential, _ = self._ready()
 
         def constrain(z: Mapping[str, Any]) -> dict[str, Any]:
-            return self._potential.constrain(z, model_args, kwargs)
+            return potential.constrain(z, model_args, kwargs)
 
         return constrain
 
@@ -296,6 +296,11 @@ class StochasticGradientKernel(MCMCKernel):
         kernel._model = WithJaxArrays(wrapper(self._model))
         kernel._reset()
         return kernel
+
+    def _ready(self) -> tuple[MinibatchPotential, Callable]:
+        if self._potential is None or self._unravel is None:
+            raise ValueError("the kernel has no model yet; call init before sample.")
+        return self._potential, self._unravel
 
     def __getstate__(self) -> dict[str, Any]:
         # Closures do not pickle; NumPyro calls init again.
