@@ -66,6 +66,8 @@ weights = [list(routine.network.state_dict()["weight"][0].tolist()) for routine 
     "expected": expected.history["loss"].tolist(), "found": found.history["loss"].tolist(),
     "rank": expected.history["rank"].tolist(), "seen": whole.seen[:24], "weights": weights,
 }))
+# A process that leaves while the other still talks to it takes that one down.
+accelerator.wait_for_everyone()
 torch.distributed.destroy_process_group()
 """
 
