@@ -288,13 +288,13 @@ class _Cursor:
         self._iterator: Iterator[Any] | None = None
         self._start: Any = None
         self._taken = 0
-        found = [
+        candidates = [
             getattr(batches, "generator", None),
             getattr(getattr(batches, "sampler", None), "generator", None),
             # Accelerate's, where it splits a loader among processes.
             getattr(batches, "synchronized_generator", None),
         ]
-        found = [each for each in found if isinstance(each, torch.Generator)]
+        found = [each for each in candidates if isinstance(each, torch.Generator)]
         self._generators = list({id(each): each for each in found}.values())
 
     def next(self) -> Any:
