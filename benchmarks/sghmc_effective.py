@@ -34,7 +34,7 @@ Potential = Callable[[jax.Array, jax.Array | None], jax.Array]
 def cases(*, quick: bool) -> list[Case]:
     """A logistic regression, and a hierarchy of normal groups with unknown scales."""
     num_data, dim, groups = (100, 3, 4) if quick else (1000, 50, 20)
-    pilot = 2_000 if quick else 100_000
+    pilot = 20_000 if quick else 100_000
     logistic = functools.partial(logistic_potential, num_data, dim)
     hierarchy = functools.partial(hierarchical_potential, num_data, groups)
     return [
