@@ -102,21 +102,17 @@ def next_rng(rng: Any, like: Array, count: int) -> tuple[Any, ...]:
     integers are mixed by the finaliser of SplitMix64 (Steele, Lea and Flood 2014, figure 16).
     """
     if is_torch_array(like):
-        _check_seed(rng)
+        if type(rng) is not int:
+            raise TypeError(
+                f"rng must be an integer seed for torch samplers, got {type(rng).__name__}; "
+                "pass for example rng=0."
+            )
         kept = _mixed(rng)
         return (kept, *[kept ^ (number * _STRIDE & _SEEDS) for number in range(1, count + 1)])
     _check_jax_key(rng)
     import jax
 
     return tuple(jax.random.split(rng, count + 1))
-
-
-def _check_seed(rng: Any) -> None:
-    if isinstance(rng, bool) or not isinstance(rng, int):
-        raise TypeError(
-            f"rng must be an integer seed for torch samplers, got {type(rng).__name__}; "
-            "pass for example rng=0."
-        )
 
 
 _ALL_BITS, _SEEDS = 2**64 - 1, 2**63 - 1

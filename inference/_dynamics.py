@@ -1,4 +1,4 @@
-"""What the stochastic-gradient samplers share: checks and the end of burn-in."""
+"""What the stochastic-gradient samplers share: checks, norms and the end of burn-in."""
 
 from collections.abc import Callable
 from typing import Any
@@ -70,7 +70,7 @@ def evaluated(
             "potential_and_gradient must return one potential a chain, shape "
             f"{tuple(position.shape[:-1])}, got {tuple(potential.shape)}."
         )
-    if is_torch_array(position):
+    if is_torch_array(position) and (potential.requires_grad or gradient.requires_grad):
         return potential.detach(), gradient.detach()
     return potential, gradient
 
@@ -82,3 +82,13 @@ def where_warm(step: Any, num_burn_in: int, adapt: Callable, scales: tuple) -> t
     if isinstance(step, int):
         return adapt(scales) if step < num_burn_in else scales
     return branch(step < num_burn_in, adapt, lambda kept: kept, scales)
+
+
+def row_norm(rows: Array) -> Array:
+    """Euclidean norm over the last axis."""
+    if is_torch_array(rows):
+        import torch
+
+        # The array namespace's spelling of it takes thrice the time of small rows.
+        return torch.linalg.vector_norm(rows, dim=-1)
+    return array_namespace(rows).linalg.vector_norm(rows, axis=-1)

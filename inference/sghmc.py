@@ -16,6 +16,7 @@ from bayesdiv.inference._dynamics import (
     check_positive,
     check_step_count,
     evaluated,
+    row_norm,
     step_counter,
     where_warm,
 )
@@ -163,11 +164,10 @@ class SGHMCDynamics:
         noise = standard_normal(noise_rng, gradient.shape, gradient)
         noise *= noise_scale
         velocity += noise
-        vector_norm = array_namespace(velocity).linalg.vector_norm
-        root_temperature = vector_norm(heat * velocity, axis=-1)
+        root_temperature = row_norm(heat * velocity)
         info = SGHMCInfo(
             potential,
-            vector_norm(gradient, axis=-1),
+            row_norm(gradient),
             root_temperature * root_temperature,
             clamped_fraction,
         )

@@ -15,6 +15,7 @@ from bayesdiv.inference._dynamics import (
     check_positive,
     check_step_count,
     evaluated,
+    row_norm,
     step_counter,
     where_warm,
 )
@@ -101,5 +102,5 @@ class SGLDDynamics:
         rate = self.step_size**2 / (xp.sqrt(second_moment) + _OFFSET)
         noise = standard_normal(noise_rng, tuple(gradient.shape), gradient)
         position = state.position - rate * gradient + xp.sqrt(2.0 * rate) * noise
-        info = SGLDInfo(potential, xp.linalg.vector_norm(gradient, axis=-1))
+        info = SGLDInfo(potential, row_norm(gradient))
         return SGLDState(position, second_moment, state.step + 1, rng), info
