@@ -20,6 +20,8 @@ COLUMNS = (
     ("distance before", "distance_before", 3),
     ("after", "distance_after", 3),
     ("held out", "distance_held_out", 3),
+    ("own before", "own_before", 3),
+    ("after", "own_after", 3),
     ("Fréchet", "frechet", 1),
     ("T kinetic", "kinetic_temperature", 2),
     ("clamped", "clamped_fraction", 3),
