@@ -14,7 +14,9 @@ Loaiza-Ganem and Cunningham (2019), equations 5 to 8; the authors write λ = 1 /
 import math
 from typing import Any
 
-from bayesdiv._array import Array, array_namespace, clip
+import numpy as np
+
+from bayesdiv._array import Array, array_namespace, clip, is_jax_array
 
 MAX_LOGIT = 15.9
 """Largest |ℓ|, the logit of the largest float32 probability below 1."""
@@ -104,6 +106,9 @@ def check_unit_interval(value: Any, name: str = "images") -> None:
 
     Looks at the numbers, so call it once on the data, outside loops and compiled functions.
     """
+    if is_jax_array(value):
+        # In NumPy, because inside a compiled function JAX traces what it does with constants too.
+        value = np.asarray(value)
     if math.prod(value.shape) == 0:
         raise ValueError(f"{name} must not be empty, got shape {tuple(value.shape)}.")
     low, high = float(value.min()), float(value.max())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,6 +11,8 @@ from bayesdiv._array import Array
 from bayesdiv._control import is_traced
 from bayesdiv.nn import AutoencoderNetwork, PixelLikelihood, WeightPrior
 from bayesdiv.nn._weights import Weights
+
+_seen: dict[tuple, weakref.ref] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +94,16 @@ class AutoencoderModel:
                 f"subsample_size must be at most the number of images, {len(images)}, got "
                 f"{self.subsample_size}."
             )
+
+    def _check_once(self, images: Any) -> None:
+        """`check` the first time that these images come; hosts' kernels switch validation off."""
+        if is_traced(images):
+            return
+        key = (id(images), self.likelihood.name, self.subsample_size)
+        # The reference tells a live array from another that has taken its place in memory.
+        if key not in _seen or _seen[key]() is not images:
+            self.check(images)
+            _seen[key] = weakref.ref(images, lambda _: _seen.pop(key, None))
 
     def with_prior(self, prior: WeightPrior) -> Any:
         """The same model under another prior."""

@@ -28,7 +28,13 @@ class BayesianAutoencoder(AutoencoderModel):
         Returns
         -------
         Outputs of the decoder, ``(n, data_dim)``.
+
+        Raises
+        ------
+        ValueError
+            As `check` does, the first time that these images come.
         """
+        self._check_once(images)
         with handlers.scale(scale=1.0 / self.prior_temperature):
             weights = {
                 name: numpyro.sample(name, self._weight_law(name)) for name in self.prior.shapes

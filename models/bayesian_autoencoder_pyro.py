@@ -29,7 +29,13 @@ class BayesianAutoencoder(AutoencoderModel):
         Returns
         -------
         Outputs of the decoder, ``(*particles, n, data_dim)``.
+
+        Raises
+        ------
+        ValueError
+            As `check` does, the first time that these images come.
         """
+        self._check_once(images)
         with poutine.scale(scale=1.0 / self.prior_temperature):
             weights = {
                 name: pyro.sample(name, self._weight_law(name)) for name in self.prior.shapes

@@ -62,7 +62,6 @@ class ContinuousBernoulli(Distribution):
 
     def log_prob(self, value: Any) -> jax.Array:
         if self._validate_args and not is_traced(value):
-            # In NumPy: inside a compiled function even constants are traced once JAX has them.
             formulas.check_unit_interval(np.asarray(value), "value")
         return formulas.log_prob(jnp.asarray(value), self.logits)
 

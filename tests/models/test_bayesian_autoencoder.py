@@ -10,10 +10,11 @@ import torch
 from helpers import BACKENDS, assert_within_standard_errors, make_array, to_numpy
 from numpyro.infer.util import log_density
 from pyro import poutine
-from pyro.infer import SVI, Predictive
+from pyro.infer import MCMC, SVI, Predictive
 from pyro.infer.autoguide import AutoNormal
 from pyro.optim import Adam
 
+from bayesdiv.inference.sghmc_pyro import SGHMC
 from bayesdiv.models.bayesian_autoencoder_numpyro import BayesianAutoencoder as NumPyroModel
 from bayesdiv.models.bayesian_autoencoder_pyro import BayesianAutoencoder as PyroModel
 from bayesdiv.nn import MLPAutoencoder, PixelLikelihood, WeightPrior
@@ -376,7 +377,23 @@ def test_bad_models_and_images_are_named():
     with pytest.raises(ValueError, match="at most the number of images, 7, got 9"):
         model.check(IMAGES)
     PyroModel(NETWORK, prior, likelihood="gaussian").check(IMAGES - 3.0)
-    with pytest.raises(ValueError, match=r"value must lie in \[0, 1\]"):
-        poutine.trace(PyroModel(NETWORK, prior)).get_trace(
-            torch.full((2, 6), 2.0, dtype=torch.float64)
-        ).compute_log_prob()
+
+
+@pytest.mark.parametrize("bad", [1.5, float("nan")])
+def test_hosts_refuse_images_that_the_likelihood_cannot_have(bad):
+    torch_images, jax_images = torch.full((2, 6), bad), jnp.full((2, 6), bad)
+    with pytest.raises(ValueError, match=r"images must lie in \[0, 1\]"):
+        poutine.trace(PyroModel(NETWORK, some_prior("torch"))).get_trace(torch_images)
+    with pytest.raises(ValueError, match=r"images must lie in \[0, 1\]"):
+        log_density(NumPyroModel(NETWORK, some_prior("jax")), (jax_images,), {}, {})
+    kernel = SGHMC(PyroModel(NETWORK, some_prior("torch")), step_size=0.01)
+    with pytest.raises(ValueError, match=r"images must lie in \[0, 1\]"):
+        MCMC(kernel, num_samples=1, warmup_steps=1, disable_progbar=True).run(torch_images)
+
+
+def test_new_images_at_an_old_address_are_looked_at_again():
+    model = PyroModel(NETWORK, some_prior("torch"))
+    for _ in range(20):
+        model(torch.rand(2, 6, dtype=torch.float64))
+        with pytest.raises(ValueError, match="images must lie in"):
+            model(torch.rand(2, 6, dtype=torch.float64) + 1.5)
