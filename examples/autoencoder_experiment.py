@@ -57,10 +57,10 @@ PRESETS = {
         num_training_steps=1500,
         num_tuning_steps=300,
         num_draws=8,
-        num_sampler_steps=4000,
+        num_sampler_steps=3000,
         step_size=0.01,
         small_step_size=0.003,
-        num_small_steps=12_000,
+        num_small_steps=9000,
     ),
     "gpu": Preset(
         sizes=(200, 500, 1000, 2000),

@@ -222,7 +222,7 @@ def bayesian(
     mcmc = MCMC(kernel, work.num_kept, warmup_steps=work.num_kept, disable_progbar=True)
     mcmc.run(images)
     seconds = time.perf_counter() - start
-    by_chain = kernel.get_samples()
+    by_chain = kernel.get_samples(group_by_chain=True)
     weights = {name: draws.flatten(0, 1) for name, draws in by_chain.items()}
     statistics = kernel.diagnostics()["sample_stats"]
     with torch.no_grad():
