@@ -17,8 +17,8 @@ _REASONS = (
     ),
     (
         "torch/sghmc/logistic/* bare loop",
-        "a fixed cost of about 20 µs beside a gradient of 120 µs, the same at every size. Timed with "
-        "parts of the step taken out: half is the diagnostics (gradient norm and kinetic "
+        "a fixed cost of about 20 µs beside a gradient of 120 µs, the same at every size. Timed "
+        "with parts of the step taken out: half is the diagnostics (gradient norm and kinetic "
         "temperature, five operations), the other half seeding two generators, which makes a run "
         "resumable from its state, and Python's calls.",
     ),

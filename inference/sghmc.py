@@ -149,13 +149,13 @@ class SGHMCDynamics:
         """
         rng, noise_rng, batch_rng = next_rng(state.rng, state.position, 2)
         potential, gradient = evaluated(potential_and_gradient, state.position, batch_rng)
-        scales = where_warm(
+        window, mean_gradient, second_moment = where_warm(
             state.step,
             self.num_burn_in,
-            lambda scales: _adapted(*scales, gradient),
+            lambda scales: _adapted(scales, gradient),
             (state.window, state.mean_gradient, state.second_moment),
         )
-        coefficients = self._coefficients(scales[2], state.coefficients)
+        coefficients = self._coefficients(second_moment, state.coefficients)
         _, _, kept_share, pull, noise_scale, heat, clamped_fraction = coefficients
 
         # Torch fills the arrays made here anew in place; for JAX these are plain operators.
@@ -173,7 +173,17 @@ class SGHMCDynamics:
         )
         position = state.position + velocity
         known = coefficients if is_torch_array(position) else None
-        return SGHMCState(position, velocity, *scales, state.step + 1, rng, known), info
+        following = SGHMCState(
+            position,
+            velocity,
+            window,
+            mean_gradient,
+            second_moment,
+            state.step + 1,
+            rng,
+            known,
+        )
+        return following, info
 
     def _coefficients(self, second_moment: Array, known: tuple | None) -> tuple:
         """What follows from V and the settings; ``known`` where it is of these very ones.
@@ -203,9 +213,8 @@ class SGHMCDynamics:
         )
 
 
-def _adapted(
-    window: Array, mean_gradient: Array, second_moment: Array, gradient: Array
-) -> tuple[Array, Array, Array]:
+def _adapted(scales: tuple, gradient: Array) -> tuple[Array, Array, Array]:
+    window, mean_gradient, second_moment = scales
     rate = 1.0 / (window + 1.0)
     return (
         window + 1.0 - window * mean_gradient**2 / (second_moment + _OFFSET),
