@@ -26,6 +26,7 @@ import tyro
 from autoencoder_experiment import NUM_SHOWN, PRESETS, Experiment, Preset
 from autoencoder_report import Outcome, report
 from pyro.infer import MCMC, SVI
+from pyro.infer.autoguide.initialization import init_to_sample
 from rich.console import Console
 from rich.progress import Progress
 
@@ -216,6 +217,8 @@ def bayesian(
         num_burn_in=num_steps // 4,
         num_chains=2,
         steps_per_sample=num_steps // (2 * work.num_kept),
+        # A uniform start would leave the scales inflated by gradients far outside the prior.
+        init_strategy=init_to_sample,
         jit_compile=True,
         seed=experiment.seed,
     )
@@ -285,7 +288,7 @@ def run_row(options: Options, seed: int, row: str) -> list[Outcome]:
 
 def main(options: Options) -> None:
     """Every row of every seed, then table, figures and files."""
-    console = Console(width=max(Console().width, 170))
+    console = Console(width=max(Console().width, 210))
     start = time.perf_counter()
     options.folder.mkdir(parents=True, exist_ok=True)
     seeds = range(options.seed, options.seed + options.work.num_seeds)
