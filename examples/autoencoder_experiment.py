@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -97,15 +98,15 @@ class Experiment:
     ) -> None:
         self.work, self.seed = work, seed
         self.per, self.log_variance = per, log_variance
-        zeros = tuning == "zeros"
         images = LOADERS[data]()
+        tuning_labels, training_labels = _labels(data, tuning)
         split: ImageSplit = split_images(
             images,
-            num_tuning=self.work.num_tuning,
-            num_training=max(self.work.sizes),
-            num_test=self.work.num_test,
-            tuning_labels=(0,) if zeros else None,
-            training_labels=range(1, 10) if zeros else None,
+            num_tuning=work.num_tuning,
+            num_training=max(work.sizes),
+            num_test=None if data == "faces" else work.num_test,
+            tuning_labels=tuning_labels,
+            training_labels=training_labels,
             seed=seed,
         )
         check_disjoint(split.tuning.pixels, split.training.pixels)
@@ -115,7 +116,7 @@ class Experiment:
             torch.tensor(part.pixels, device=device) for part in split
         )
         self.shape, self.likelihood = images.shape, PixelLikelihood()
-        self.network = _network(self.work, images.pixels.shape[1])
+        self.network = _network(work, data)
         self.features: ClassifierFeatures = train_classifier_features(
             split.test.pixels, split.test.labels, seed=seed
         )
@@ -170,9 +171,18 @@ class Experiment:
         }
 
 
-def _network(work: Preset, data_dim: int) -> AutoencoderNetwork:
+def _labels(data: str, tuning: str) -> tuple[Sequence[int] | None, Sequence[int] | None]:
+    """Labels that tuning and training may have."""
+    if data == "faces":
+        # A prior tuned on some people is for others.
+        return range(1, 21), range(21, 41)
+    return ((0,), range(1, 10)) if tuning == "zeros" else (None, None)
+
+
+def _network(work: Preset, data: str) -> AutoencoderNetwork:
     if work.hidden:
-        return MLPAutoencoder(data_dim, work.hidden, work.latent_dim)
+        return MLPAutoencoder(64 if data == "digits" else 784, work.hidden, work.latent_dim)
     from bayesdiv.nn.convolutional_torch import ConvAutoencoder
 
-    return ConvAutoencoder(latent_dim=work.latent_dim)
+    make = ConvAutoencoder.faces if data == "faces" else ConvAutoencoder.digits
+    return make(latent_dim=work.latent_dim)

@@ -83,8 +83,11 @@ def summarise(outcomes: Sequence[Outcome], rows: Sequence[str]) -> list[dict[str
 
 
 def table(summary: Sequence[dict[str, Any]]) -> Table:
-    """LL in nats an image; SW, the sliced Wasserstein distance of the prior predictive to tuning and
-    to other images; own, the tuned divergence; T, the kinetic temperature: 1 in a run that counts."""
+    """One line a row and size.
+
+    LL in nats an image; SW, the sliced Wasserstein distance of the prior predictive to tuning and
+    to other images; own, the tuned divergence; T, the kinetic temperature: 1 in a run that counts.
+    """
     found = Table(title="Test images: mean ± sd over seeds", title_justify="left")
     for heading in ("images", "row", *(heading for heading, _, _ in COLUMNS)):
         is_row = heading == "row"
