@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,13 +108,13 @@ def _cell(value: Sequence[float] | None, decimals: int) -> str:
 
 
 def draw(outcomes: Sequence[Outcome], folder: Path) -> None:
-    """Three figures: what priors predict, reconstructions with their sd, generated images."""
+    """Three figures: what priors predict, reconstructions of the first rows, generated images."""
     labels = [found.row for found in outcomes]
     prior = [found.images["prior_predictive"] for found in outcomes]
     _grid(labels, prior, folder / "prior_predictive.png")
     _grid(labels, [found.images["generated"] for found in outcomes], folder / "generated.png")
     lines, names = [outcomes[0].images["test"]], ["test image"]
-    for found in outcomes:
+    for found in outcomes[:4]:
         lines += [found.images["reconstruction"], found.images["uncertainty"]]
         names += [found.row, "its sd"]
     _grid(names, lines, folder / "reconstructions.png")
@@ -132,7 +133,8 @@ def _grid(labels: Sequence[str], lines: Sequence[np.ndarray], path: Path) -> Non
         framed = np.pad(pictures, ((0, 0), (0, 0), (0, 1)), constant_values=np.nan)
         top = 0.3 if label == "its sd" else 1.0
         axis.imshow(np.concatenate(list(framed), axis=1), cmap="gray_r", vmin=0.0, vmax=top)
-        axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+        name = textwrap.fill(label.replace("_", " "), 20)
+        axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
         axis.set_xticks([])
         axis.set_yticks([])
         for side_ in axis.spines.values():
