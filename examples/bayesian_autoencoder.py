@@ -190,7 +190,7 @@ def choose_prior(experiment: Experiment, row: str) -> tuple[WeightPrior, dict[st
         )
         prior = predictive.prior(selected.parameters)
         loss = selected.history["loss"][experiment.work.num_tuning_steps // 10 :]
-        few = len(loss) // 20
+        few = max(1, len(loss) // 20)
         own = {"own_before": float(loss[:few].mean()), "own_after": float(loss[-few:].mean())}
     return prior, {
         **own,

@@ -22,21 +22,27 @@ def chain_problems(statistics: Mapping[str, np.ndarray]) -> list[str]:
         ``clamped_fraction`` and ``kinetic_temperature``, each ``(chain, draw)``, where the sampler
         has them.
     """
-    found = []
     clamped = statistics.get("clamped_fraction")
-    if clamped is not None and clamped.mean() > _MOST_CLAMPED:
-        found.append(
-            f"{clamped.mean():.0%} of the coordinates get no injected noise, because the noise of "
-            "their gradients exceeds what friction takes out (clamped_fraction), so their variance "
-            "is wrong; lower step_size, or raise friction or the plate's subsample_size."
-        )
+    found = [] if clamped is None else clamped_problems(float(clamped.mean()))
     temperature = statistics.get("kinetic_temperature")
-    if temperature is not None and temperature.shape[1] >= _NUM_BATCHES:
-        found += _temperature_problems(temperature)
-    return found
+    return found if temperature is None else found + temperature_problems(temperature)
 
 
-def _temperature_problems(temperature: np.ndarray) -> list[str]:
+def clamped_problems(fraction: float) -> list[str]:
+    """What a share of coordinates without injected noise says; nothing where it is small."""
+    if not fraction > _MOST_CLAMPED:
+        return []
+    return [
+        f"{fraction:.0%} of the coordinates get no injected noise, because the noise of their "
+        "gradients exceeds what friction takes out (clamped_fraction), so their variance is wrong; "
+        "lower step_size, or raise friction or the plate's subsample_size."
+    ]
+
+
+def temperature_problems(temperature: np.ndarray) -> list[str]:
+    """What kinetic temperatures ``(chain, draw)`` say beyond their own noise."""
+    if temperature.shape[1] < _NUM_BATCHES:
+        return []
     batches = [part.mean() for part in np.array_split(temperature.mean(0), _NUM_BATCHES)]
     mean = float(np.mean(batches))
     slack = _STANDARD_ERRORS * float(np.std(batches, ddof=1)) / _NUM_BATCHES**0.5

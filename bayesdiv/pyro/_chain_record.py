@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 
-_MOST_CLAMPED = 0.05
-_TEMPERATURES = (0.8, 1.25)
-# The temperature's own noise: from means of batches, longer than velocities remember.
-_BATCHES = 10
+from bayesdiv.diagnostics._chain_checks import clamped_problems, temperature_problems
+from bayesdiv.diagnostics._groups import as_numpy
+
+# Fewer do not tell the temperature from its noise, as velocities remember.
 _LEAST_STEPS = 500
-_STANDARD_ERRORS = 3.0
 
 
 class ChainRecord:
@@ -89,40 +88,15 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def warn_clamped(info: Mapping[str, torch.Tensor]) -> None:
     """Warn where injected noise is missing; the scales are frozen when draws are made."""
-    if "clamped_fraction" not in info:
-        return
-    fraction = float(info["clamped_fraction"].mean())
-    if fraction > _MOST_CLAMPED:
-        warnings.warn(
-            f"{fraction:.0%} of the coordinates get no injected noise, because the noise of their "
-            "gradients exceeds what friction takes out (clamped_fraction), so their variance is "
-            "wrong; lower step_size, or raise friction or the plate's subsample_size.",
-            UserWarning,
-            stacklevel=3,
-        )
+    if "clamped_fraction" in info:
+        for problem in clamped_problems(float(info["clamped_fraction"].mean())):
+            warnings.warn(problem, UserWarning, stacklevel=3)
 
 
 def warn_temperature(statistics: Mapping[str, torch.Tensor], steps_per_sample: int) -> None:
     """Warn if the kinetic temperature is off by more than its own noise over the draws."""
     temperature = statistics.get("kinetic_temperature")
-    if temperature is None or len(temperature) < _BATCHES:
+    if temperature is None or len(temperature) * steps_per_sample < _LEAST_STEPS:
         return
-    if len(temperature) * steps_per_sample < _LEAST_STEPS:
-        return
-    batches = torch.stack([part.mean() for part in temperature.mean(-1).chunk(_BATCHES)])
-    mean, error = float(batches.mean()), float(batches.std()) / len(batches) ** 0.5
-    low, high = _TEMPERATURES
-    if mean + _STANDARD_ERRORS * error >= low and mean - _STANDARD_ERRORS * error <= high:
-        return
-    cure = (
-        "minibatch noise heats the chains: lower step_size, or raise friction or the plate's "
-        "subsample_size"
-        if mean > 1.0
-        else "less noise is injected than friction takes out: lower step_size, or pass "
-        "subtract_gradient_noise=False if gradients are exact"
-    )
-    warnings.warn(
-        f"the kinetic temperature over the draws is {mean:.2f} where equilibrium has 1: {cure}.",
-        UserWarning,
-        stacklevel=3,
-    )
+    for problem in temperature_problems(as_numpy(temperature).T):
+        warnings.warn(problem, UserWarning, stacklevel=3)
