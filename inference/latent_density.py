@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+__all__ = ["CODES", "FittedLatentMixture", "LatentDraws", "LatentMixture", "spread_ratio"]
+
 CODES = ("mean", "paired")
 WEIGHT_PRIORS = ("dirichlet_process", "dirichlet_distribution")
 

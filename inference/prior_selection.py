@@ -27,6 +27,14 @@ from bayesdiv.divergences import (
 from bayesdiv.nn import WeightPrior
 from bayesdiv.objectives import LearnedRatio
 
+__all__ = [
+    "NetworkPriorPredictive",
+    "PriorPredictive",
+    "PriorPredictiveObjective",
+    "Sampler",
+    "SelectedPrior",
+]
+
 Sampler = Callable[[Mapping[str, Array], Array, int, Any], Array]
 """``sample(parameters, batch, num_draws, rng)``: ``num_draws * len(batch)`` predicted rows.
 

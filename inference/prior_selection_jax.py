@@ -28,6 +28,14 @@ from bayesdiv.inference.prior_selection import (
     learning_rates,
 )
 
+__all__ = [
+    "PriorSelection",
+    "PriorSelectionInfo",
+    "PriorSelectionState",
+    "prior_predictive_distance",
+    "select_prior",
+]
+
 
 class PriorSelectionState(NamedTuple):
     """What the next step needs; ``adversary`` is None where the divergence learns nothing."""

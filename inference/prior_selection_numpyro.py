@@ -14,6 +14,8 @@ from numpyro.primitives import Messenger
 from bayesdiv.inference.prior_selection import PriorPredictive
 from bayesdiv.nn import WeightPrior
 
+__all__ = ["NumPyroPriorPredictive", "with_normal_priors"]
+
 
 class NumPyroPriorPredictive(PriorPredictive):
     """What a NumPyro model predicts, as a function of the normal priors of its latent sites.

@@ -16,6 +16,8 @@ from bayesdiv._random import next_rng
 from bayesdiv.inference.prior_selection import PriorPredictive
 from bayesdiv.nn import WeightPrior
 
+__all__ = ["PyroPriorPredictive", "with_normal_priors"]
+
 
 class PyroPriorPredictive(PriorPredictive):
     """What a Pyro model predicts, as a function of the normal priors of its latent sites.

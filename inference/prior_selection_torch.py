@@ -21,6 +21,8 @@ from bayesdiv.inference.prior_selection import (
 )
 from bayesdiv.training import EarlyStopping, TensorBatches, train
 
+__all__ = ["PriorSelection", "prior_predictive_distance", "select_prior"]
+
 
 class PriorSelection:
     """Adam on hyper-parameters of a prior, down D(data‖prior predictive).

@@ -10,6 +10,8 @@ import torch
 from bayesdiv.inference._dynamics import check_positive
 from bayesdiv.nn import AutoencoderNetwork, PixelLikelihood
 
+__all__ = ["Reconstruction"]
+
 
 class Reconstruction:
     """Fits a network's weights to images by least squares, with Adam.

@@ -21,6 +21,8 @@ from bayesdiv.inference._dynamics import (
     where_warm,
 )
 
+__all__ = ["SGHMCDynamics", "SGHMCInfo", "SGHMCState"]
+
 # Floor of the injected noise's variance, and of the square root that it is divided by.
 _LEAST_VARIANCE = 1e-16
 _OFFSET = 1e-16
@@ -48,7 +50,7 @@ class SGHMCState(NamedTuple):
 class SGHMCInfo(NamedTuple):
     """What one step reports, one entry a chain.
 
-    Attributes
+    Parameters
     ----------
     potential
         Estimate of U at the position that the step left, from its minibatch.

@@ -11,6 +11,8 @@ from bayesdiv.inference._dynamics import check_step_count
 from bayesdiv.inference.sghmc import SGHMCDynamics
 from bayesdiv.numpyro import StochasticGradientKernel
 
+__all__ = ["SGHMC"]
+
 
 class SGHMC(StochasticGradientKernel):
     """Scale-adapted SGHMC on a NumPyro model; see :class:`bayesdiv.inference.sghmc.SGHMCDynamics`.

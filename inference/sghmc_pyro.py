@@ -7,6 +7,8 @@ from typing import Any
 from bayesdiv.inference.sghmc import SGHMCDynamics
 from bayesdiv.pyro import StochasticGradientKernel
 
+__all__ = ["SGHMC"]
+
 
 class SGHMC(StochasticGradientKernel):
     r"""`bayesdiv.inference.sghmc.SGHMCDynamics` on any Pyro model, subsampled plates included.

@@ -20,6 +20,8 @@ from bayesdiv.inference._dynamics import (
     where_warm,
 )
 
+__all__ = ["SGLDDynamics", "SGLDInfo", "SGLDState"]
+
 _OFFSET = 1e-16
 
 

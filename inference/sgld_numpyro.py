@@ -11,6 +11,8 @@ from bayesdiv.inference._dynamics import check_step_count
 from bayesdiv.inference.sgld import SGLDDynamics
 from bayesdiv.numpyro import StochasticGradientKernel
 
+__all__ = ["SGLD"]
+
 
 class SGLD(StochasticGradientKernel):
     """Langevin dynamics on a NumPyro model; see :class:`bayesdiv.inference.sgld.SGLDDynamics`.

@@ -6,6 +6,8 @@ from typing import Any
 from bayesdiv.inference.sgld import SGLDDynamics
 from bayesdiv.pyro import StochasticGradientKernel
 
+__all__ = ["SGLD"]
+
 
 class SGLD(StochasticGradientKernel):
     r"""`bayesdiv.inference.sgld.SGLDDynamics` on any Pyro model, subsampled plates included.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from bayesdiv._array import Array
 from bayesdiv._control import is_traced
@@ -88,18 +88,22 @@ class AutoencoderModel:
             raise ValueError(
                 f"images must have shape (n, {self.network.data_dim}), got {tuple(images.shape)}."
             )
-        self.likelihood.check(images)
+        self._pixels.check(images)
         if self.subsample_size is not None and self.subsample_size > len(images):
             raise ValueError(
                 f"subsample_size must be at most the number of images, {len(images)}, got "
                 f"{self.subsample_size}."
             )
 
+    @property
+    def _pixels(self) -> PixelLikelihood:
+        return cast(PixelLikelihood, self.likelihood)
+
     def _check_once(self, images: Any) -> None:
         """`check` the first time that these images come; hosts' kernels switch validation off."""
         if is_traced(images):
             return
-        key = (id(images), self.likelihood.name, self.subsample_size)
+        key = (id(images), self._pixels.name, self.subsample_size)
         # The reference tells a live array from another that has taken its place in memory.
         if key not in _seen or _seen[key]() is not images:
             self.check(images)
@@ -111,7 +115,7 @@ class AutoencoderModel:
 
     def log_likelihood(self, weights: Weights, images: Array) -> Array:
         """log p(x_n | w), ``(*batch, n)``, in nats an image; no temperature."""
-        return self.likelihood.log_prob(images, self.network(weights, images))
+        return self._pixels.log_prob(images, self.network(weights, images))
 
     def negative_log_joint(
         self, weights: Weights, images: Array, *, num_data: int | None = None
@@ -130,4 +134,4 @@ class AutoencoderModel:
 
     def reconstruct(self, weights: Weights, images: Array) -> Array:
         """Mean images given each member of the weights' batch, ``(*batch, n, data_dim)``."""
-        return self.likelihood.mean(self.network(weights, images))
+        return self._pixels.mean(self.network(weights, images))

@@ -10,6 +10,8 @@ from numpyro import handlers
 from bayesdiv.models._bayesian_autoencoder import AutoencoderModel
 from bayesdiv.numpyro.distributions import ContinuousBernoulli
 
+__all__ = ["BayesianAutoencoder"]
+
 
 class BayesianAutoencoder(AutoencoderModel):
     __doc__ = (AutoencoderModel.__doc__ or "").replace("HOST", "NumPyro")
@@ -46,7 +48,7 @@ class BayesianAutoencoder(AutoencoderModel):
                 observation = self._observation(outputs).to_event(1)
                 numpyro.sample("image", observation, obs=batch if observe else None)
             if not observe:
-                numpyro.deterministic("reconstruction", self.likelihood.mean(outputs))
+                numpyro.deterministic("reconstruction", self._pixels.mean(outputs))
         return outputs
 
     def _weight_law(self, name: str) -> dist.Distribution:
@@ -55,6 +57,6 @@ class BayesianAutoencoder(AutoencoderModel):
         return law.expand(shape).to_event(len(shape))
 
     def _observation(self, outputs: jax.Array) -> dist.Distribution:
-        if self.likelihood.name == "continuous_bernoulli":
+        if self._pixels.name == "continuous_bernoulli":
             return ContinuousBernoulli(logits=outputs)
-        return dist.Normal(outputs, self.likelihood.noise)
+        return dist.Normal(outputs, self._pixels.noise)

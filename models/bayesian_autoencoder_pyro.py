@@ -11,6 +11,8 @@ from bayesdiv.models._bayesian_autoencoder import AutoencoderModel
 from bayesdiv.nn import AutoencoderNetwork
 from bayesdiv.pyro.distributions import ContinuousBernoulli
 
+__all__ = ["BayesianAutoencoder"]
+
 
 class BayesianAutoencoder(AutoencoderModel):
     __doc__ = (AutoencoderModel.__doc__ or "").replace("HOST", "Pyro")
@@ -48,7 +50,7 @@ class BayesianAutoencoder(AutoencoderModel):
                 observation = self._observation(outputs).to_event(1)
                 pyro.sample("image", observation, obs=batch if observe else None)
             if not observe:
-                pyro.deterministic("reconstruction", self.likelihood.mean(outputs), event_dim=1)
+                pyro.deterministic("reconstruction", self._pixels.mean(outputs), event_dim=1)
         return outputs
 
     def _weight_law(self, name: str) -> dist.TorchDistribution:
@@ -57,9 +59,9 @@ class BayesianAutoencoder(AutoencoderModel):
         return law.expand(shape).to_event(len(shape))
 
     def _observation(self, outputs: torch.Tensor) -> dist.TorchDistribution:
-        if self.likelihood.name == "continuous_bernoulli":
+        if self._pixels.name == "continuous_bernoulli":
             return ContinuousBernoulli(logits=outputs)
-        return dist.Normal(outputs, self.likelihood.noise)
+        return dist.Normal(outputs, self._pixels.noise)
 
 
 def _without_plate(

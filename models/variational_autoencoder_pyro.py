@@ -12,6 +12,8 @@ import torch
 from bayesdiv.nn import AutoencoderNetwork, PixelLikelihood
 from bayesdiv.pyro.distributions import ContinuousBernoulli
 
+__all__ = ["VariationalAutoencoder"]
+
 
 class VariationalAutoencoder(torch.nn.Module):
     r"""z_n ~ N(0, I), x_n ~ p(x | f_dec(z_n)), with the guide z_n ~ N(m(x_n), diag s(x_n)²).
@@ -70,7 +72,7 @@ class VariationalAutoencoder(torch.nn.Module):
             batch = images if self.subsample_size is None else images[index]
             zeros = batch.new_zeros(len(batch), self.network.latent_dim)
             code = pyro.sample("code", dist.Normal(zeros, torch.ones_like(zeros)).to_event(1))
-            outputs = self.network.decode(self.weights, code)
+            outputs = self.network.decode(dict(self.weights), code)
             pyro.sample("image", self._observation(outputs).to_event(1), obs=batch)
 
     def guide(self, images: torch.Tensor) -> None:
@@ -89,14 +91,14 @@ class VariationalAutoencoder(torch.nn.Module):
     @torch.no_grad()
     def outputs(self, images: torch.Tensor, *, num_draws: int) -> torch.Tensor:
         """Decoder's outputs for codes drawn from the guide, ``(num_draws, n, data_dim)``."""
-        return self.network.decode(self.weights, self.posterior(images).sample((num_draws,)))
+        return self.network.decode(dict(self.weights), self.posterior(images).sample((num_draws,)))
 
     @torch.no_grad()
     def generate(self, num: int) -> torch.Tensor:
         """Mean images of codes drawn from N(0, I), ``(num, data_dim)``."""
         like = next(iter(self.weights.values()))
         codes = torch.randn(num, self.network.latent_dim, dtype=like.dtype, device=like.device)
-        return self.likelihood.mean(self.network.decode(self.weights, codes))
+        return self.likelihood.mean(self.network.decode(dict(self.weights), codes))
 
     def _observation(self, outputs: torch.Tensor) -> dist.TorchDistribution:
         if self.likelihood.name == "continuous_bernoulli":

@@ -13,12 +13,14 @@ from numpyro.util import is_prng_key
 from bayesdiv import _continuous_bernoulli as formulas
 from bayesdiv._control import is_traced
 
+__all__ = ["ContinuousBernoulli"]
+
 
 class ContinuousBernoulli(Distribution):
     """The continuous Bernoulli law on [0, 1] with logit ℓ: p(x) ∝ e^(ℓx).
 
-    Density, mean and draws share the limit |ℓ| ≤ 15.9; values and gradients are smooth and exact
-    around ℓ = 0.
+    Density, mean and draws share the limits −15.9 ≤ ℓ ≤ 15.9; values and gradients are smooth and
+    exact around ℓ = 0.
 
     Parameters
     ----------

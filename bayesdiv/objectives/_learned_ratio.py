@@ -71,8 +71,8 @@ class LearnedRatio(TwoSampleDivergence):
     weight_decay : float
         Multiplies ½ the sum of squares of the critic's matrices.
     label_smoothing : float
-        Share, below ½, of either sample that the logistic loss takes for the other one; bounds |l|
-        by log(1/share − 1), approximately shrinking it everywhere.
+        Share, below ½, of either sample that the logistic loss takes for the other one; bounds l
+        by ±log(1/share − 1), approximately shrinking it everywhere.
 
     Raises
     ------

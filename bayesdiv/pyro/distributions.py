@@ -11,12 +11,14 @@ from torch.distributions.kl import register_kl
 
 from bayesdiv import _continuous_bernoulli as formulas
 
+__all__ = ["ContinuousBernoulli"]
+
 
 class ContinuousBernoulli(TorchDistribution):
     """The continuous Bernoulli law on [0, 1] with logit ℓ: p(x) ∝ e^(ℓx).
 
     Differs from ``pyro.distributions.ContinuousBernoulli`` in that density, mean and draws share
-    the limit |ℓ| ≤ 15.9, and that values and gradients are smooth and exact around ℓ = 0.
+    the limits −15.9 ≤ ℓ ≤ 15.9, and that values and gradients are smooth and exact around ℓ = 0.
 
     Parameters
     ----------

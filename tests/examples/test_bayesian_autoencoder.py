@@ -55,9 +55,10 @@ def test_rows_have_their_metrics(folder):
 def test_posterior_goes_to_arviz(folder):
     posterior = arviz.from_netcdf(folder / "posterior.nc")
     assert posterior.posterior["prediction"].dims[:3] == ("chain", "draw", "probe")
-    assert posterior.sample_stats["kinetic_temperature"].shape == posterior.log_likelihood[
-        "observation"
-    ].shape[:2]
+    assert (
+        posterior.sample_stats["kinetic_temperature"].shape
+        == posterior.log_likelihood["observation"].shape[:2]
+    )
     assert "prior_predictive" in posterior.groups()
     assert np.isfinite(arviz.loo(posterior, var_name="observation").elpd_loo)
 
