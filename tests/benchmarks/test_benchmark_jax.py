@@ -12,7 +12,6 @@ from benchmarks.results import rows
 # What is slow is XLA, a few seconds a contestant.
 FAST = (
     "numpyro/small/1",
-    "numpyro/vae/16",
     "jax/sliced/20+20x2/8",
     "jax/sghmc/logistic/5x1",
 )
