@@ -50,7 +50,7 @@ class StatePath(Distribution):
 
 
 class Emissions(Distribution):
-    """Laws of the observations given a path, ``(num_times, *event)``; missing ones have density 1."""
+    """Laws of observations given a path, ``(num_times, *event)``; missing ones have density 1."""
 
     pytree_data_fields = ("states",)
     pytree_aux_fields = ("model",)
