@@ -22,6 +22,7 @@ __all__ = [
     "is_jax_array",
     "is_torch_array",
     "leaky_relu",
+    "log_gamma",
     "log_mean_exp",
     "logsumexp",
     "softmax",
@@ -53,6 +54,15 @@ def logsumexp(x: Array, axis: int | tuple[int, ...] = 0, *, keepdims: bool = Fal
     import jax.scipy.special
 
     return jax.scipy.special.logsumexp(x, axis=axis, keepdims=keepdims)
+
+
+def log_gamma(x: Array) -> Array:
+    """log |Γ(x)|."""
+    if is_torch_array(x):
+        return x.lgamma()
+    import jax.scipy.special
+
+    return jax.scipy.special.gammaln(x)
 
 
 def log_mean_exp(x: Array, axis: int = 0) -> Array:
