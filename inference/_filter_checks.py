@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _ADVICE = "in NumPyro, .to_event(1) turns the last batch dimension into an event"
 
@@ -102,6 +103,12 @@ def check_observation(observation: Any, event_shape: tuple[int, ...]) -> jax.Arr
             f"{observation.shape}."
         )
     return observation
+
+
+def has_nan(observations: Any) -> bool:
+    """Whether any entry is not a number; by NumPy, since inside ``jit`` JAX would trace it."""
+    observations = np.asarray(observations)
+    return observations.dtype.kind == "f" and bool(np.isnan(observations).any())
 
 
 def missing_rows(observations: jax.Array) -> jax.Array:

@@ -66,9 +66,11 @@ def systematic(key: jax.Array, weights: jax.Array) -> jax.Array:
     ----------
     Kitagawa (1996), Monte Carlo filter and smoother, appendix.
     """
-    key, bits = _split(key, weights)
-    cumulative, units = _cumulative_units(key, weights)
-    offset = jax.random.bits(bits, dtype=jnp.uint32).astype(cumulative.dtype) & (2**units - 1)
+    _check_weights(weights)
+    width = _width(weights)
+    phase, offset = jax.random.bits(key, (2,), width)
+    cumulative, units = _cumulative_units(phase, weights)
+    offset = offset.astype(cumulative.dtype) & (2**units - 1)
     return _ancestors((cumulative - offset + (2**units - 1)) >> units)
 
 
@@ -81,12 +83,14 @@ def stratified(key: jax.Array, weights: jax.Array) -> jax.Array:
     ----------
     Kitagawa (1996), Monte Carlo filter and smoother, appendix.
     """
-    key, bits = _split(key, weights)
-    cumulative, units = _cumulative_units(key, weights)
-    teeth = _uniform_units(bits, weights.shape, units, cumulative.dtype)
+    _check_weights(weights)
+    count = weights.shape[0]
+    teeth = jax.random.bits(key, (count + 1,), _width(weights))
+    cumulative, units = _cumulative_units(teeth[0], weights)
+    teeth = teeth[1:].astype(cumulative.dtype) & (2**units - 1)
     full, rest = cumulative >> units, cumulative & (2**units - 1)
     # In the stratum that C_i ends in, one tooth may still lie below it.
-    own = teeth[jnp.minimum(full, weights.shape[0] - 1)]
+    own = teeth[jnp.minimum(full, count - 1)]
     return _ancestors(full + (own < rest))
 
 
@@ -100,9 +104,10 @@ def multinomial(key: jax.Array, weights: jax.Array) -> jax.Array:
     ----------
     Gordon, Salmond and Smith (1993).
     """
-    key, bits = _split(key, weights)
-    cumulative, _ = _cumulative_units(key, weights)
-    draws = jax.random.randint(bits, weights.shape, 0, cumulative[-1], cumulative.dtype)
+    _check_weights(weights)
+    phase_key, draw_key = jax.random.split(key)
+    cumulative, _ = _cumulative_units(jax.random.bits(phase_key), weights)
+    draws = jax.random.randint(draw_key, weights.shape, 0, cumulative[-1], cumulative.dtype)
     return _search(cumulative, draws)
 
 
@@ -115,13 +120,16 @@ def residual(key: jax.Array, weights: jax.Array) -> jax.Array:
     ----------
     Liu and Chen (1998), section 3.2.
     """
-    key, bits = _split(key, weights)
-    cumulative, units = _cumulative_units(key, weights)
+    _check_weights(weights)
+    phase_key, draw_key = jax.random.split(key)
+    cumulative, units = _cumulative_units(jax.random.bits(phase_key), weights)
     count = weights.shape[0]
     steps = jnp.diff(cumulative, prepend=jnp.zeros((1,), cumulative.dtype))
     certain, left = steps >> units, jnp.cumsum(steps & (2**units - 1))
     # Whole offspring are left over, because the total is: left[-1] is a multiple of 2^units.
-    draws = jax.random.randint(bits, weights.shape, 0, jnp.maximum(left[-1], 1), cumulative.dtype)
+    draws = jax.random.randint(
+        draw_key, weights.shape, 0, jnp.maximum(left[-1], 1), cumulative.dtype
+    )
     is_drawn = jnp.arange(count) < (left[-1] >> units)
     offspring = certain.at[_search(left, draws)].add(is_drawn.astype(certain.dtype))
     return _ancestors(jnp.cumsum(offspring))
@@ -160,7 +168,7 @@ def get_resampling(resampling: str | Resampling) -> Resampling:
     return _SCHEMES[resampling]
 
 
-def _split(key: jax.Array, weights: Any) -> jax.Array:
+def _check_weights(weights: Any) -> None:
     if not isinstance(weights, jax.Array) or weights.ndim != 1 or weights.shape[0] == 0:
         raise ValueError(
             "weights must be a JAX array of shape (num_particles,), got "
@@ -168,7 +176,11 @@ def _split(key: jax.Array, weights: Any) -> jax.Array:
         )
     if not jnp.issubdtype(weights.dtype, jnp.floating):
         raise ValueError(f"weights must have a floating dtype, got {weights.dtype}.")
-    return jax.random.split(key)
+
+
+def _width(weights: jax.Array) -> Any:
+    """Of random bits: as wide as the units of the weights."""
+    return jnp.uint64 if weights.dtype == jnp.float64 else jnp.uint32
 
 
 def _unit_bits(count: int, dtype: Any) -> int:
@@ -183,17 +195,21 @@ def _unit_bits(count: int, dtype: Any) -> int:
     return bits
 
 
-def _cumulative_units(key: jax.Array, weights: jax.Array) -> tuple[jax.Array, int]:
-    """C, ``(num_particles,)``, nondecreasing integers that end at N 2^b; and b."""
+def _cumulative_units(phase: jax.Array, weights: jax.Array) -> tuple[jax.Array, int]:
+    """C, ``(num_particles,)``, nondecreasing integers that end at N 2^b; and b.
+
+    ``phase``, ``()``, is random bits: u in units of 2⁻³².
+    """
     count = weights.shape[0]
     wide = weights.dtype == jnp.float64
     real, whole = (jnp.float64, jnp.int64) if wide else (jnp.float32, jnp.int32)
     weights = jax.lax.stop_gradient(weights).astype(real)
     bits = _unit_bits(count, weights.dtype)
     total = count * 2**bits
-    phase = jax.random.bits(key, dtype=jnp.uint32)
     # 24 bits, so that float32 cannot round the dither of a weight of zero up to a whole unit.
-    dither = ((jnp.arange(count, dtype=jnp.uint32) * _GOLDEN + phase) >> 8).astype(real) * 2**-24
+    dither = (
+        (jnp.arange(count, dtype=jnp.uint32) * _GOLDEN + phase.astype(jnp.uint32)) >> 8
+    ).astype(real) * 2**-24
     units = (weights * (total / jnp.sum(weights)) + dither).astype(whole)
     cumulative = jnp.cumsum(units)
     # Rounding left the total off by a few thousand units at most. The share of C_i / C_N in the
@@ -202,12 +218,6 @@ def _cumulative_units(key: jax.Array, weights: jax.Array) -> tuple[jax.Array, in
     missing = (total - reached).astype(real)
     share = cumulative.astype(real) / reached.astype(real)
     return cumulative + jnp.round(missing * share).astype(whole), bits
-
-
-def _uniform_units(key: jax.Array, shape: tuple[int, ...], bits: int, dtype: Any) -> jax.Array:
-    """Uniform on 0, …, 2^bits − 1."""
-    width = jnp.uint64 if bits > 32 else jnp.uint32
-    return jax.random.bits(key, shape, width).astype(dtype) & (2**bits - 1)
 
 
 def _search(cumulative: jax.Array, draws: jax.Array) -> jax.Array:

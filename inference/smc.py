@@ -13,11 +13,9 @@ unbiased estimate of the evidence. The proposals ψ and r are in `bayesdiv.infer
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,56 +23,21 @@ import jax.numpy as jnp
 from bayesdiv._control import is_traced
 from bayesdiv.inference import _filter_checks as checks
 from bayesdiv.inference._filter_result import FilterResult
+from bayesdiv.inference._filter_steps import (
+    FilterInfo,
+    FilterState,
+    advance,
+    guarded,
+    not_reported,
+    start,
+    step_keys,
+)
 from bayesdiv.inference.proposals import BootstrapProposal
 from bayesdiv.inference.resampling import get_resampling
 
 __all__ = ["FilterInfo", "FilterState", "ParticleFilter", "log_evidence"]
 
 _STORABLE = ("moments", "particles")
-
-
-class FilterState(NamedTuple):
-    """What the next step needs.
-
-    Parameters
-    ----------
-    key
-        The key that ``init`` was given; step t uses its t-th fold.
-    time
-        Time of ``states``.
-    states
-        ``(num_particles, *event)``.
-    log_weights
-        ``(num_particles,)``, normalised.
-    ess
-        Effective sample size of the weights, in particles.
-    log_evidence
-        Estimate of log p(y_{0:time}).
-    proposal
-        What the proposal carries.
-    """
-
-    key: jax.Array
-    time: jax.Array
-    states: jax.Array
-    log_weights: jax.Array
-    ess: jax.Array
-    log_evidence: jax.Array
-    proposal: Any
-
-
-class FilterInfo(NamedTuple):
-    """What one step reports; see the fields of the same names in `FilterResult`."""
-
-    log_evidence_increment: jax.Array
-    ess: jax.Array
-    kl: jax.Array
-    max_weight: jax.Array
-    resampled: jax.Array
-    mean: jax.Array
-    variance: jax.Array
-    ancestors: jax.Array
-    adaptation: dict[str, jax.Array]
 
 
 @dataclass(frozen=True)
@@ -163,15 +126,15 @@ class ParticleFilter:
         observation = checks.check_observation(observation, self._emission_event_shape())
         missing = checks.missing_rows(observation[None])
         observation = checks.filled_rows(observation[None], missing)[0]
-        return self._start(key, observation, missing[0])
+        return guarded(self, start(self, key, observation, missing[0]))
 
     def step(self, state: FilterState, observation: Any) -> tuple[FilterState, FilterInfo]:
         """From one time to the next."""
         observation = checks.check_observation(observation, self._emission_event_shape())
         missing = checks.missing_rows(observation[None])
         observation = checks.filled_rows(observation[None], missing)[0]
-        keys = _step_keys(state.key, state.time + 1)
-        return self._advance(state, observation, missing[0], keys)
+        keys = step_keys(state.key, state.time + 1)
+        return guarded(self, advance(self, state, observation, missing[0], keys))
 
     def run(
         self, key: jax.Array, observations: Any, *, store: str | tuple[str, ...] = ("moments",)
@@ -202,9 +165,9 @@ class ParticleFilter:
         for name in store:
             if name not in _STORABLE:
                 raise ValueError(f"store must hold names of {_STORABLE}, got {name!r}.")
-        observations = checks.check_observations(observations, self._emission_event_shape())
         # Where nothing is missing, which can be known of numbers only, no step asks again.
-        any_missing = is_traced(observations) or bool(checks.missing_rows(observations).any())
+        any_missing = is_traced(observations) or checks.has_nan(observations)
+        observations = checks.check_observations(observations, self._emission_event_shape())
         settings = (tuple(sorted(set(store))), any_missing)
         if settings not in self._compiled:
             function = partial(self._run, store=settings[0], any_missing=any_missing)
@@ -228,7 +191,7 @@ class ParticleFilter:
             missing = checks.missing_rows(observations)
             observations = checks.filled_rows(observations, missing)
         times = jnp.arange(1, count, dtype=jnp.int32)
-        keys = jax.vmap(partial(_step_keys, key))(times)
+        keys = jax.vmap(partial(step_keys, key))(times)
 
         def kept(state: FilterState, info: FilterInfo) -> dict[str, Any]:
             report = info._asdict()
@@ -241,228 +204,21 @@ class ParticleFilter:
             return report
 
         def body(state: FilterState, row: tuple) -> tuple[FilterState, dict[str, Any]]:
-            state, info = self._advance(state, row[0], row[1], row[2])
+            state, info = advance(self, state, row[0], row[1], row[2])
             return state, kept(state, info)
 
-        first, info = self._start(key, observations[0], None if missing is None else missing[0])
+        first, info = start(self, key, observations[0], None if missing is None else missing[0])
         rows = (observations[1:], None if missing is None else missing[1:], keys)
         state, history = jax.lax.scan(body, first, rows)
         history = _joined(kept(first, info), history)
         increments = history.pop("log_evidence_increment")
-        return FilterResult(
+        result = FilterResult(
             log_evidence=state.log_evidence,
             log_evidence_increments=increments,
             state=state,
             **history,
         )
-
-    def _start(
-        self, key: jax.Array, observation: jax.Array, missing: Any
-    ) -> tuple[FilterState, FilterInfo]:
-        model, count = self.model, self.num_particles
-        prior = checks.check_distribution(model.initial(), "model.initial", (), None)
-        event_shape = tuple(prior.event_shape)
-        move_key, adapt_key, _ = _step_keys(key, 0)
-        carried = self.proposal.init(model, count)
-
-        def adapt(carried: Any) -> tuple[Any, dict[str, jax.Array]]:
-            return self.proposal.adapt_initial(adapt_key, carried, model, observation)
-
-        carried, adaptation = _unless(missing, adapt, carried)
-        carried = jax.lax.stop_gradient(carried)
-
-        dtype = jnp.result_type(float)
-
-        def propose() -> tuple[jax.Array, jax.Array]:
-            proposed = checks.check_distribution(
-                self.proposal.initial_distribution(carried, model, observation),
-                "proposal.initial_distribution",
-                (),
-                event_shape,
-            )
-            states = proposed.sample(move_key, (count,))
-            ratio = prior.log_prob(states) - proposed.log_prob(states)
-            return states, ratio.astype(dtype)
-
-        def draw() -> tuple[jax.Array, jax.Array]:
-            return prior.sample(move_key, (count,)), jnp.zeros((count,), dtype)
-
-        plain = getattr(self.proposal, "is_transition", False)
-        states, log_ratio = draw() if plain else _choose(missing, draw, propose)
-        base = jnp.full((count,), -math.log(count), dtype)
-        time = jnp.zeros((), jnp.int32)
-        return self._weigh(
-            FilterState(key, time, states, base, base[0], jnp.zeros_like(base[0]), carried),
-            base if plain else base + log_ratio,
-            observation,
-            missing,
-            resampled=jnp.zeros((), bool),
-            ancestors=jnp.arange(count, dtype=jnp.int32),
-            adaptation=adaptation,
-        )
-
-    def _advance(
-        self, state: FilterState, observation: jax.Array, missing: Any, keys: jax.Array
-    ) -> tuple[FilterState, FilterInfo]:
-        model, proposal, count = self.model, self.proposal, self.num_particles
-        move_key, adapt_key, resample_key = keys
-        time, weights_dtype = state.time + 1, state.log_weights.dtype
-        adjusts = getattr(proposal, "adjusts_weights", True)
-
-        adjustments = jnp.zeros((count,), weights_dtype)
-        if adjusts:
-
-            def look_ahead(zeros: jax.Array) -> jax.Array:
-                found = proposal.log_adjustments(
-                    state.proposal, model, time, state.states, observation
-                )
-                return found.astype(zeros.dtype)
-
-            adjustments = _choose(missing, lambda zeros: zeros, look_ahead, adjustments)
-
-        def adapt(carried: Any) -> tuple[Any, dict[str, jax.Array]]:
-            return proposal.adapt(
-                adapt_key,
-                carried,
-                model,
-                time,
-                state.states,
-                state.log_weights,
-                adjustments,
-                observation,
-            )
-
-        carried, adaptation = _unless(missing, adapt, state.proposal)
-        carried = jax.lax.stop_gradient(carried)
-
-        states, base, resampled, ancestors = self._resample(
-            resample_key, state, adjustments if adjusts else None
-        )
-
-        def propose(states: jax.Array) -> tuple[jax.Array, jax.Array]:
-            proposed = checks.check_distribution(
-                proposal.distribution(carried, model, time, states, observation),
-                "proposal.distribution",
-                (count,),
-                states.shape[1:],
-            )
-            moved = checks.cast_states(proposed.sample(move_key), states, "proposal.distribution")
-            transition = self._transition(states, time)
-            ratio = transition.log_prob(moved) - proposed.log_prob(moved)
-            return moved, ratio.astype(weights_dtype)
-
-        def draw(states: jax.Array) -> tuple[jax.Array, jax.Array]:
-            moved = self._transition(states, time).sample(move_key)
-            moved = checks.cast_states(moved, states, "model.transition")
-            return moved, jnp.zeros((count,), weights_dtype)
-
-        if getattr(proposal, "is_transition", False):
-            states, _ = draw(states)
-        else:
-            states, log_ratio = _choose(missing, draw, propose, states)
-            base = base + log_ratio
-        return self._weigh(
-            state._replace(time=time, states=states, proposal=carried),
-            base,
-            observation,
-            missing,
-            resampled=resampled,
-            ancestors=ancestors,
-            adaptation=adaptation,
-        )
-
-    def _resample(
-        self, key: jax.Array, state: FilterState, adjustments: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """States, the logarithm of the module's W̄, whether they were resampled, and ancestors."""
-        count = self.num_particles
-        scheme = get_resampling(self.resampling)
-        log_first = state.log_weights if adjustments is None else state.log_weights + adjustments
-        # Particles of weight zero may have any adjustment, infinite ones too.
-        log_first = jnp.where(state.log_weights == -jnp.inf, -jnp.inf, log_first)
-        largest = jax.lax.stop_gradient(jnp.max(log_first))
-        first = jnp.exp(log_first - largest)
-        total = jnp.sum(first)
-
-        def resample(states: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-            ancestors = scheme(key, first)
-            base = jnp.full((count,), -math.log(count), first.dtype)
-            if adjustments is not None:
-                base = base + largest + jnp.log(total) - adjustments[ancestors]
-            return states[ancestors], base, ancestors
-
-        def keep(states: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-            return states, state.log_weights, jnp.arange(count, dtype=jnp.int32)
-
-        if self.ess_threshold in (0, 1):
-            always = self.ess_threshold == 1
-            found = (resample if always else keep)(state.states)
-            resampled = jnp.full((), always)
-        else:
-            ess = total * total / jnp.sum(first * first) if adjustments is not None else state.ess
-            resampled = ess < self.ess_threshold * count
-            found = jax.lax.cond(resampled, resample, keep, state.states)
-        states, base, ancestors = found
-        return states, base, resampled, ancestors
-
-    def _weigh(
-        self,
-        state: FilterState,
-        base: jax.Array,
-        observation: jax.Array,
-        missing: Any,
-        **report: Any,
-    ) -> tuple[FilterState, FilterInfo]:
-        """``state`` with ``base`` times the emission's density for weights, and its report."""
-        count = self.num_particles
-        emission = checks.check_distribution(
-            self.model.emission(state.states, state.time),
-            "model.emission",
-            (count,),
-            observation.shape,
-        )
-        likelihood = checks.check_log_density(
-            emission.log_prob(observation), "model.emission", count
-        )
-        if missing is not None:
-            likelihood = jnp.where(missing, 0.0, likelihood)
-        log_weights = base + likelihood.astype(base.dtype)
-        largest = jax.lax.stop_gradient(jnp.max(log_weights))
-        is_dead = largest == -jnp.inf
-        weights = jnp.exp(log_weights - jnp.where(is_dead, 0.0, largest))
-        total = jnp.sum(weights)
-        increment = jnp.where(is_dead, -jnp.inf, largest + jnp.log(total))
-        # A dead cloud goes on with equal weights, so that what follows stays a number.
-        normalized = jnp.where(is_dead, -math.log(count), log_weights - increment)
-        weights = jnp.where(is_dead, 1.0 / count, weights / jnp.where(is_dead, 1.0, total))
-        ess = 1.0 / jnp.sum(weights * weights)
-        entropy = -jnp.sum(weights * jnp.where(weights > 0, normalized, 0.0))
-        if missing is not None:
-            # Exactly, while the sum of normalised weights is 1 only up to rounding.
-            increment = jnp.where(missing & jnp.isfinite(increment), 0.0, increment)
-        mean = jnp.tensordot(weights, state.states, axes=1)
-        variance = jnp.tensordot(weights, (state.states - mean) ** 2, axes=1)
-        state = state._replace(
-            log_weights=normalized, ess=ess, log_evidence=state.log_evidence + increment
-        )
-        info = FilterInfo(
-            log_evidence_increment=increment,
-            ess=ess,
-            kl=math.log(count) - entropy,
-            max_weight=jnp.max(weights),
-            mean=mean,
-            variance=variance,
-            **report,
-        )
-        return state, info
-
-    def _transition(self, states: jax.Array, time: Any) -> Any:
-        return checks.check_distribution(
-            self.model.transition(states, time),
-            "model.transition",
-            states.shape[:1],
-            states.shape[1:],
-        )
+        return guarded(self, result)
 
     def _emission_event_shape(self) -> tuple[int, ...]:
         """Found by tracing, without a draw."""
@@ -524,35 +280,6 @@ def log_evidence(
     return particle_filter.run(key, observations, store=()).log_evidence
 
 
-def _step_keys(key: jax.Array, time: Any) -> jax.Array:
-    """Keys of one time: to move, to adapt, to resample."""
-    return jax.random.split(jax.random.fold_in(key, time), 3)
-
-
-def _choose(missing: Any, if_missing: Callable, otherwise: Callable, *operands: Any) -> Any:
-    """A branch; ``missing=None`` says that nothing is."""
-    if missing is None:
-        return otherwise(*operands)
-    return jax.lax.cond(missing, if_missing, otherwise, *operands)
-
-
-def _unless(missing: Any, adapt: Callable, carried: Any) -> tuple[Any, dict[str, jax.Array]]:
-    """``adapt(carried)``; where missing, ``carried`` and a report of NaN or zero."""
-    if missing is None:
-        return adapt(carried)
-    shapes = jax.eval_shape(adapt, carried)[1]
-
-    def keep(carried: Any) -> tuple[Any, dict[str, jax.Array]]:
-        return carried, jax.tree.map(_nothing, shapes)
-
-    return jax.lax.cond(missing, keep, adapt, carried)
-
-
-def _nothing(like: Any) -> jax.Array:
-    value = jnp.nan if jnp.issubdtype(like.dtype, jnp.floating) else 0
-    return jnp.full(like.shape, value, like.dtype)
-
-
 def _joined(first: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
     """Histories with time 0 in front; what adaptation reports at later times only is NaN there."""
     adapted, first_adapted = later.pop("adaptation"), first.pop("adaptation")
@@ -561,7 +288,7 @@ def _joined(first: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
     for name, values in adapted.items():
         entry = first_adapted.get(name)
         if entry is None or jnp.shape(entry) != values.shape[1:]:
-            entry = _nothing(jax.eval_shape(lambda rows: rows[0], values))
+            entry = not_reported(jax.eval_shape(lambda rows: rows[0], values))
         entry = jnp.asarray(entry, values.dtype)
         joined["adaptation"][name] = jnp.concatenate([entry[None], values])
     return joined
