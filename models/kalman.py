@@ -154,6 +154,11 @@ def kalman_smoother(parameters: LinearGaussianParameters, observations: jax.Arra
     ----------
     Rauch, Tung and Striebel (1965), "Maximum likelihood estimates of linear dynamic systems".
     """
+    return _unpack(parameters, _smooth(parameters, observations))
+
+
+@jax.jit
+def _smooth(parameters: LinearGaussianParameters, observations: jax.Array) -> KalmanResult:
     found, predicted = _filter(parameters, observations)
     matrix = parameters.as_matrices().transition_matrix
 
@@ -168,15 +173,13 @@ def kalman_smoother(parameters: LinearGaussianParameters, observations: jax.Arra
     last = (found.means[-1], found.covariances[-1])
     rest = (found.means[:-1], found.covariances[:-1], predicted[0][1:], predicted[1][1:])
     _, (means, covariances) = jax.lax.scan(step, last, rest, reverse=True)
-    return _unpack(
-        parameters,
-        found._replace(
-            means=jnp.concatenate([means, last[0][None]]),
-            covariances=jnp.concatenate([covariances, last[1][None]]),
-        ),
+    return found._replace(
+        means=jnp.concatenate([means, last[0][None]]),
+        covariances=jnp.concatenate([covariances, last[1][None]]),
     )
 
 
+@jax.jit
 def _filter(
     parameters: LinearGaussianParameters, observations: jax.Array
 ) -> tuple[KalmanResult, tuple[jax.Array, jax.Array]]:

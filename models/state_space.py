@@ -202,6 +202,12 @@ class _Checked:
     name: str
 
     def __call__(self, *arguments: Any) -> Any:
+        takes_states = self.name not in ("initial", "log_emission_supremum")
+        if takes_states and jnp.ndim(arguments[0]) not in (1, 2):
+            raise ValueError(
+                f"{_SIGNATURES[self.name]} takes states (num_particles,) or (num_particles, dim), "
+                f"got shape {jnp.shape(arguments[0])}; add a first axis."
+            )
         try:
             found = self.function(*arguments)
         except (TracerArrayConversionError, TracerIntegerConversionError) as error:
@@ -209,22 +215,13 @@ class _Checked:
                 f"{_SIGNATURES[self.name]} must work where states and time are traced by JAX: use "
                 "jax.numpy, and jnp.asarray(covariates)[time] where covariates are NumPy arrays."
             ) from error
-        if self.name == "initial":
-            self._check_distribution(found, (), None)
-        elif self.name == "log_emission_supremum":
-            self._check_array(found, ())
+        shape = jnp.shape(arguments[0]) if takes_states else ()
+        if self.name == "transition":
+            self._check_distribution(found, shape[:1], shape[1:])
+        elif self.name in ("initial", "emission"):
+            self._check_distribution(found, shape[:1], None)
         else:
-            states = arguments[0]
-            if jnp.ndim(states) not in (1, 2):
-                raise ValueError(
-                    f"{_SIGNATURES[self.name]} takes states (num_particles,) or "
-                    f"(num_particles, dim), got shape {jnp.shape(states)}; add a first axis."
-                )
-            batch, event = states.shape[:1], states.shape[1:]
-            if self.name in ("transition", "emission"):
-                self._check_distribution(found, batch, event if self.name == "transition" else None)
-            else:
-                self._check_array(found, states.shape if self.name == "transition_mean" else batch)
+            self._check_array(found, shape if self.name == "transition_mean" else shape[:1])
         return found
 
     def _check_distribution(self, found: Any, batch: tuple, event: tuple | None) -> None:
