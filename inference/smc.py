@@ -40,7 +40,8 @@ __all__ = ["FilterInfo", "FilterState", "ParticleFilter", "log_evidence"]
 _STORABLE = ("moments", "particles")
 
 
-@dataclass(frozen=True)
+# Compared by identity, so that jit recognises the methods of one and the same filter.
+@dataclass(frozen=True, eq=False)
 class ParticleFilter:
     """A particle filter: pure ``init`` and ``step``, and ``run``, one compiled scan over them.
 
