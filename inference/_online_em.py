@@ -18,7 +18,6 @@ Cornebise, Moulines and Olsson (2014), section 4.
 from __future__ import annotations
 
 import math
-
 from typing import Any, NamedTuple
 
 import jax
@@ -81,9 +80,8 @@ def particle_weights(divergence: FDivergence, log_weights: jax.Array) -> jax.Arr
     `Alpha` of order a > 0, log(1 + u) for Jensen-Shannon, 1{u > 1} for total variation. The path
     weight, by contrast, belongs to gradients through the draws, and has another fixed point.
 
-    Close to the minimiser a weight c + f''(1) (u − 1) is Newton's step for c = f''(1), and more
-    than twice that overshoots. Where f''(1) > f(0) (orders above 1), c = f''(1): a share of the
-    particles is counted as they come, and the fixed point stays.
+    Close to the minimiser these weights are f(0) + f''(1) (u − 1), and an M-step is f''(1)/f(0)
+    times Newton's: a times for order a. Orders of 2 and more need the damping of `blended`.
 
     Raises
     ------
@@ -91,23 +89,23 @@ def particle_weights(divergence: FDivergence, log_weights: jax.Array) -> jax.Arr
         If f(0) is infinite (reverse KL, Neyman's χ², Jeffreys, softened reverse KL, `Alpha` of
         order 0 or less): no constant makes the weights non-negative.
     """
-    constant = weight_constant(divergence)
-    found = jnp.maximum(log_ratios(log_weights), -80.0)
-    weights = jnp.maximum(divergence.pseudo_reward(found) + constant, 0.0)
+    constant = value_at_zero(divergence)
+    found = log_ratios(log_weights)
+    weights = divergence.pseudo_reward(jnp.maximum(found, -80.0)) + constant
+    weights = jnp.where(jnp.isneginf(found), 0.0, jnp.maximum(weights, 0.0))
     return weights / weights.sum(-1, keepdims=True)
 
 
-def weight_constant(divergence: FDivergence) -> float:
-    """c of `particle_weights`."""
-    at_zero = float(divergence.value_at_zero)
-    if not math.isfinite(at_zero):
+def value_at_zero(divergence: FDivergence) -> float:
+    """f(0), which has to be finite for `particle_weights`."""
+    found = float(divergence.value_at_zero)
+    if not math.isfinite(found):
         raise ValueError(
             f"divergence {divergence!r} has f(0) = ∞, so that EM has no non-negative weights for "
             "it; use one that covers the target: 'forward_kl', 'pearson_chi2', "
             "'squared_hellinger', 'jensen_shannon', 'total_variation' or Alpha of order above 0."
         )
-    curvature = float(divergence.second_derivative_at_one)
-    return curvature if at_zero < curvature < float("inf") else at_zero
+    return found
 
 
 def joint_log_densities(
@@ -251,14 +249,12 @@ def penalty(
 ) -> jax.Array:
     """What κ adds to the objective that EM climbs: the log-density of its pseudo-observations."""
     coefficients, scale = parameters.coefficients, parameters.scale
-    num_features = coefficients.shape[-1]
     inverse = solve_triangular(scale, jnp.eye(scale.shape[-1], dtype=scale.dtype)[None], lower=True)
     identity = jnp.broadcast_to(jnp.eye(scale.shape[-1], dtype=scale.dtype), scale.shape)
     residual = jnp.concatenate([-coefficients, identity], axis=-1)
     spread = residual @ prior_moments @ residual.mT
     squared = jnp.trace(inverse @ spread @ inverse.mT, axis1=-2, axis2=-1)
     logs = jnp.log(jnp.diagonal(scale, axis1=-2, axis2=-1)).sum(-1)
-    assert num_features == start.shape[-1]
     gate = 0.5 * (_centred(parameters.gate - start) ** 2).sum()
     return -kappa * (gate + (logs + 0.5 * squared).sum())
 

@@ -23,10 +23,9 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from bayesdiv._mixture_of_experts import MixtureOfExpertsParameters
-from bayesdiv.divergences import FDivergence
 from bayesdiv.inference import _adaptive_fit as fitting
 from bayesdiv.inference._defensive_mixture import DefensiveMixture
-from bayesdiv.inference._online_em import weight_constant
+from bayesdiv.inference._online_em import value_at_zero
 from bayesdiv.inference.proposal_criteria import effective_sample_size, entropy_kl, f_divergence
 from bayesdiv.inference.proposals import AuxiliaryProposal, Proposal
 from bayesdiv.inference.resampling import systematic
@@ -58,7 +57,7 @@ class AdaptiveProposalState(NamedTuple):
 
 @dataclass(frozen=True)
 class AdaptiveProposal(Proposal):
-    r"""The adaptive auxiliary particle filter's proposal: a mixture of experts, fitted at each step.
+    r"""The proposal of the adaptive auxiliary particle filter: a mixture of experts for each step.
 
     At each time `num_iterations` batches of `num_adaptation_particles` draws are made from the
     current kernel, the first from the transition; each blends its sufficient statistics into those
@@ -157,7 +156,7 @@ class AdaptiveProposal(Proposal):
     num_iterations: int = field(default=8, kw_only=True)
     step_exponent: float = field(default=0.6, kw_only=True)
     kappa: float = field(default=1e-3, kw_only=True)
-    defensive_fraction: float = field(default=0.02, kw_only=True)
+    defensive_fraction: float = field(default=0.05, kw_only=True)
     start: str = field(default="fresh", kw_only=True)
     offset: float = field(default=1.0, kw_only=True)
     gate_strength: float = field(default=0.0, kw_only=True)
@@ -186,7 +185,7 @@ class AdaptiveProposal(Proposal):
                 "features must be 'transition_mean', 'state' or a function of (states, time, "
                 f"observation), got {self.features!r}."
             )
-        weight_constant(f_divergence(self.divergence))
+        value_at_zero(f_divergence(self.divergence))
 
     @property
     def is_transition(self) -> bool:
@@ -458,8 +457,7 @@ class AdaptiveProposal(Proposal):
         )
 
 
-_INFINITY = math.inf
-# Name: (above or from, below or to), with the ends that count told by `_check_range`.
+# Intervals, a square bracket where the end belongs to it.
 _RANGES = {
     "degrees_of_freedom": ("(2", "inf)"),
     "step_exponent": ("(0.5", "1]"),
@@ -527,14 +525,10 @@ def _moments(law: Any) -> tuple[jax.Array, jax.Array]:
     """Means ``(n, dim)`` and the mean covariance ``(dim, dim)`` of a law with n rows or none."""
     dim = math.prod(law.event_shape)
     means = jnp.reshape(law.mean, (-1, dim))
-    base = law
     if hasattr(law, "covariance_matrix"):
         return means, jnp.reshape(law.covariance_matrix, (-1, dim, dim)).mean(0)
-    return means, jnp.diag(
-        jnp.broadcast_to(base.variance, (*law.batch_shape, *law.event_shape))
-        .reshape(-1, dim)
-        .mean(0)
-    )
+    variance = jnp.broadcast_to(law.variance, (*law.batch_shape, *law.event_shape))
+    return means, jnp.diag(jnp.reshape(variance, (-1, dim)).mean(0))
 
 
 def _nothing(shape: jax.ShapeDtypeStruct) -> jax.Array:
