@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from bayesdiv._control import is_traced
+from bayesdiv.inference._filter_arviz import filter_to_arviz
 
 __all__ = ["FilterResult"]
 
@@ -90,4 +91,52 @@ class FilterResult:
         raise RuntimeError(
             f"a log-density is not a finite number at {where}: of the transition, the emission or "
             "the proposal. Look for parameters outside their domain and states that overflow."
+        )
+
+    def to_arviz(
+        self,
+        *,
+        trajectories: Any = None,
+        observations: Any = None,
+        num_draws: int | None = None,
+        seed: int = 0,
+        pareto_k: bool = False,
+        name: str = "state",
+    ) -> Any:
+        """An ``InferenceData`` (ArviZ 0.x) or ``DataTree`` (1.x).
+
+        Runs, where ``vmap`` made several, are chains. Groups: ``posterior`` with the states,
+        ``(chain, draw, time, *event)``; ``sample_stats`` and ``log_likelihood`` by step,
+        ``(chain, 1, time)``, the latter the increments of the log-evidence; ``observed_data``.
+
+        Parameters
+        ----------
+        trajectories
+            Draws of `bayesdiv.inference.particle_smoothing.backward_trajectories`,
+            ``(num_trajectories, num_times, *event)``, after an axis of runs where there is one.
+            None draws from the stored particles instead: p(x_t | y_{0:t}), by time.
+        observations
+            What was filtered, to be kept along.
+        num_draws
+            How many from the particles; None is as many as there are. Ignored with trajectories.
+        seed
+            Of these draws.
+        pareto_k
+            Whether to add the tail index of each step's weights, which takes time.
+        name
+            Of the states.
+
+        Raises
+        ------
+        ValueError
+            If there are neither particles nor trajectories, or shapes do not fit.
+        """
+        return filter_to_arviz(
+            self,
+            trajectories=trajectories,
+            observations=observations,
+            num_draws=num_draws,
+            seed=seed,
+            pareto_k=pareto_k,
+            name=name,
         )

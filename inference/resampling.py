@@ -94,11 +94,12 @@ def stratified(key: jax.Array, weights: jax.Array) -> jax.Array:
     return _ancestors(full + (own < rest))
 
 
-def multinomial(key: jax.Array, weights: jax.Array) -> jax.Array:
+def multinomial(key: jax.Array, weights: jax.Array, *, num_draws: int | None = None) -> jax.Array:
     """Independent ancestors, each i with probability W_i.
 
     The noisiest scheme, for reference; O(N log N). Parameters, shapes and errors as in
-    `systematic`, but the ancestors are not sorted.
+    `systematic`, but the ancestors are not sorted, and there may be ``num_draws`` of them instead
+    of ``num_particles``.
 
     References
     ----------
@@ -106,9 +107,9 @@ def multinomial(key: jax.Array, weights: jax.Array) -> jax.Array:
     """
     _check_weights(weights)
     phase_key, draw_key = jax.random.split(key)
-    cumulative, _ = _cumulative_units(jax.random.bits(phase_key), weights)
-    draws = jax.random.randint(draw_key, weights.shape, 0, cumulative[-1], cumulative.dtype)
-    return _search(cumulative, draws)
+    cumulative, units = _cumulative_units(jax.random.bits(phase_key), weights)
+    shape = weights.shape if num_draws is None else (num_draws,)
+    return _search(cumulative, _uniform_units(draw_key, shape, weights.shape[0], units, cumulative))
 
 
 def residual(key: jax.Array, weights: jax.Array) -> jax.Array:
@@ -126,11 +127,10 @@ def residual(key: jax.Array, weights: jax.Array) -> jax.Array:
     count = weights.shape[0]
     steps = jnp.diff(cumulative, prepend=jnp.zeros((1,), cumulative.dtype))
     certain, left = steps >> units, jnp.cumsum(steps & (2**units - 1))
-    # Whole offspring are left over, because the total is: left[-1] is a multiple of 2^units.
-    draws = jax.random.randint(
-        draw_key, weights.shape, 0, jnp.maximum(left[-1], 1), cumulative.dtype
-    )
-    is_drawn = jnp.arange(count) < (left[-1] >> units)
+    # Whole offspring are left over, because the total is whole.
+    num_left = left[-1] >> units
+    draws = _uniform_units(draw_key, weights.shape, num_left, units, cumulative)
+    is_drawn = jnp.arange(count) < num_left
     offspring = certain.at[_search(left, draws)].add(is_drawn.astype(certain.dtype))
     return _ancestors(jnp.cumsum(offspring))
 
@@ -210,14 +210,34 @@ def _cumulative_units(phase: jax.Array, weights: jax.Array) -> tuple[jax.Array, 
     dither = (
         (jnp.arange(count, dtype=jnp.uint32) * _GOLDEN + phase.astype(jnp.uint32)) >> 8
     ).astype(real) * 2**-24
-    units = (weights * (total / jnp.sum(weights)) + dither).astype(whole)
-    cumulative = jnp.cumsum(units)
+    # Divided first: the total over a sum of tiny weights would overflow.
+    units = (weights / jnp.sum(weights) * total + dither).astype(whole)
+    cumulative = jnp.cumsum(units, dtype=whole)
     # Rounding left the total off by a few thousand units at most. The share of C_i / C_N in the
     # difference changes by at most one unit where C_i changes, so that C stays nondecreasing.
     reached = cumulative[-1]
     missing = (total - reached).astype(real)
     share = cumulative.astype(real) / reached.astype(real)
     return cumulative + jnp.round(missing * share).astype(whole), bits
+
+
+def _uniform_units(
+    key: jax.Array, shape: tuple[int, ...], count: Any, units: int, like: jax.Array
+) -> jax.Array:
+    """Uniform on 0, …, count · 2^units − 1, in the dtype of ``like``; ``count`` may be traced.
+
+    With r of 32 or 64 random bits, the leading part of the product r · count, which is computed by
+    halves. Taking r modulo the range, as JAX does, would favour its lower part by some per cent.
+    """
+    whole, width = (jnp.uint64, 64) if like.dtype == jnp.int64 else (jnp.uint32, 32)
+    half, mask = width // 2, 2 ** (width // 2) - 1
+    draws, count = jax.random.bits(key, shape, whole), jnp.asarray(count, whole)
+    high, low, count_high, count_low = draws >> half, draws & mask, count >> half, count & mask
+    inner, outer, lowest = high * count_low, low * count_high, low * count_low
+    middle = (lowest >> half) + (inner & mask) + (outer & mask)
+    offspring = high * count_high + (inner >> half) + (outer >> half) + (middle >> half)
+    rest = (middle << half) | (lowest & mask)
+    return ((offspring << units) | (rest >> (width - units))).astype(like.dtype)
 
 
 def _search(cumulative: jax.Array, draws: jax.Array) -> jax.Array:
