@@ -7,9 +7,10 @@ expert's mean, for Bernoulli experts its logit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from bayesdiv.divergences import (
     list_divergences,
 )
 from bayesdiv.divergences._gaussian import alpha_terms
+from bayesdiv.inference._gaussian_quadrature import gaussian_quadrature
 from bayesdiv.inference._ground_cost_updates import (
     Experts,
     TransportPlan,
@@ -54,11 +56,15 @@ class GroundCost:
     """A cost between experts and the update of the reduced experts that it asks for.
 
     Write one of your own by subclassing: `between` is needed, `update` only where a closed form
-    is known. ``num_evaluations`` says how many numbers one cost is made of, which bounds memory.
+    is known.
+
+    Attributes
+    ----------
+    is_closed_form
+        Whether `update` minimises at once; else a reduction starts from where forward KL ends.
     """
 
-    num_evaluations = 1
-    is_closed_form = False
+    is_closed_form: ClassVar[bool] = False
 
     def between(
         self, place: jax.Array, scale: Any, reduced_place: jax.Array, reduced_scale: Any
@@ -76,13 +82,9 @@ class GroundCost:
 
 @dataclass(frozen=True)
 class GaussianDivergence(GroundCost):
-    r"""D(p‖q) of the shared layer between N(m₁, s₁²) = p, local, and N(m₂, s₂²) = q, reduced.
+    """D(p‖q) of the shared layer between N(m₁, s₁²) = p, local, and N(m₂, s₂²) = q, reduced.
 
-    Without a closed form, as for Jensen–Shannon,
-
-    .. math:: D_f(p‖q) = E_p[f'(u)] - E_q[u f'(u) - f(u)], \qquad u = p/q,
-
-    by ``num_nodes`` Gauss–Hermite nodes under p and as many under q.
+    Without a closed form, as for Jensen–Shannon, by `gaussian_quadrature` with ``num_nodes``.
     """
 
     divergence: FDivergence
@@ -91,21 +93,30 @@ class GaussianDivergence(GroundCost):
     def __post_init__(self) -> None:
         if self.num_nodes < 2:
             raise ValueError(f"num_nodes must be at least 2, got {self.num_nodes}.")
+        if not (self.has_formula or _is_bounded(self.divergence)):
+            raise ValueError(
+                f"{self.divergence!r} has no closed form between Gaussians, and quadrature serves "
+                "smooth bounded divergences only, such as jensen_shannon; choose one of "
+                f"{', '.join(list_ground_costs())}."
+            )
 
     @property
     def has_formula(self) -> bool:
         """Whether the layer knows the closed form."""
         return alpha_terms(self.divergence) is not None
 
-    @property
-    def num_evaluations(self) -> int:
-        return 1 if self.has_formula else 2 * self.num_nodes
-
     def between(
         self, place: jax.Array, scale: Any, reduced_place: jax.Array, reduced_scale: Any
     ) -> jax.Array:
         if not self.has_formula:
-            return self._by_quadrature(place, scale, reduced_place, reduced_scale)
+            return gaussian_quadrature(
+                self.divergence,
+                place,
+                scale,
+                reduced_place,
+                reduced_scale,
+                num_nodes=self.num_nodes,
+            )
         return between_gaussians(
             self.divergence,
             place[..., None],
@@ -114,35 +125,13 @@ class GaussianDivergence(GroundCost):
             q_scale=reduced_scale[..., None],
         )
 
-    def _by_quadrature(
-        self, place: jax.Array, scale: Any, reduced_place: jax.Array, reduced_scale: Any
-    ) -> jax.Array:
-        nodes, weights = np.polynomial.hermite_e.hermegauss(self.num_nodes)
-        log_scales = jnp.log(reduced_scale) - jnp.log(scale)
-
-        def log_ratio(value: jax.Array) -> jax.Array:
-            reduced_square = ((value - reduced_place) / reduced_scale) ** 2
-            return log_scales + 0.5 * (reduced_square - ((value - place) / scale) ** 2)
-
-        def add(total: jax.Array, node_and_weight: jax.Array) -> tuple[jax.Array, None]:
-            node, weight = node_and_weight
-            local_part = self.divergence.derivative(log_ratio(place + scale * node))
-            reduced_part = self.divergence.pseudo_reward(
-                log_ratio(reduced_place + reduced_scale * node)
-            )
-            return total + weight * (local_part - reduced_part), None
-
-        start = jnp.zeros_like(place + scale + reduced_place + reduced_scale)
-        rule = jnp.asarray(np.stack([nodes, weights / weights.sum()], axis=1), start.dtype)
-        return jax.lax.scan(add, start, rule)[0]
-
 
 @dataclass(frozen=True)
 class GaussianForwardKL(GaussianDivergence):
     """KL(local‖reduced): moments are matched, the spread between the experts included."""
 
     divergence: FDivergence = ForwardKL()
-    is_closed_form = True
+    is_closed_form: ClassVar[bool] = True
 
     def update(
         self, features: jax.Array, plan: TransportPlan, local: Experts, current: Experts
@@ -159,7 +148,7 @@ class GaussianReverseKL(GaussianDivergence):
     """KL(reduced‖local): precisions are averaged, narrow experts pull hardest."""
 
     divergence: FDivergence = ReverseKL()
-    is_closed_form = True
+    is_closed_form: ClassVar[bool] = True
 
     def update(
         self, features: jax.Array, plan: TransportPlan, local: Experts, current: Experts
@@ -174,7 +163,7 @@ class GaussianReverseKL(GaussianDivergence):
 class GaussianWasserstein2(GroundCost):
     """W₂² = (m₁ − m₂)² + (s₁ − s₂)², in squared units of the outcome: places and sds averaged."""
 
-    is_closed_form = True
+    is_closed_form: ClassVar[bool] = True
 
     def between(
         self, place: jax.Array, scale: Any, reduced_place: jax.Array, reduced_scale: Any
@@ -229,9 +218,16 @@ class GaussianRenyi(GroundCost):
 
 @dataclass(frozen=True)
 class BernoulliDivergence(GroundCost):
-    """D(p‖q) of the shared layer between Bernoulli laws, from their logits; any f-divergence."""
+    """D(p‖q) of the shared layer between Bernoulli laws, from their logits; f must be smooth."""
 
     divergence: FDivergence
+
+    def __post_init__(self) -> None:
+        if not self.divergence.has_path_gradient:
+            raise ValueError(
+                f"{self.divergence!r} is not smooth, so that no step lowers it; choose one of "
+                f"{', '.join(list_ground_costs('bernoulli'))}."
+            )
 
     def between(
         self, place: jax.Array, scale: Any, reduced_place: jax.Array, reduced_scale: Any
@@ -246,14 +242,21 @@ _GAUSSIAN: dict[str, Callable[..., GroundCost]] = {
     "wasserstein2": GaussianWasserstein2,
     "renyi": GaussianRenyi,
 }
-# f jumps in slope where the densities cross: no update by curvature.
-_NOT_SMOOTH = ("total_variation",)
+def _is_bounded(divergence: FDivergence) -> bool:
+    """Whether D is at most f(0) + f'(∞) < ∞, and f smooth."""
+    ends = divergence.value_at_zero, divergence.slope_at_infinity
+    return divergence.has_path_gradient and all(math.isfinite(end) for end in ends)
 
 
 def list_ground_costs(experts: str = "normal") -> list[str]:
     """Names that `get_ground_cost` knows for ``experts``, "normal" or "bernoulli"."""
-    shared = [name for name in list_divergences("f") if name not in _NOT_SMOOTH]
-    return shared if experts == "bernoulli" else list(dict.fromkeys([*_GAUSSIAN, *shared]))
+    members = {name: get_divergence(name) for name in list_divergences("f")}
+    # f that jumps in slope has no update by curvature.
+    shared = [name for name, member in members.items() if member.has_path_gradient]
+    if experts == "bernoulli":
+        return shared
+    known = [n for n in shared if alpha_terms(members[n]) is not None or _is_bounded(members[n])]
+    return list(dict.fromkeys([*_GAUSSIAN, *known]))
 
 
 def get_ground_cost(
