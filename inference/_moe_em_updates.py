@@ -182,16 +182,27 @@ def _newton_step(gradient: jax.Array, pair_grams: jax.Array, ridge: float) -> ja
 
 
 def _solve(matrices: jax.Array, right: jax.Array) -> jax.Array:
-    """matrix⁻¹ right for symmetric ``(batch, n, n)`` and ``(batch, n)``, on unit diagonals.
+    """matrix⁻¹ right for symmetric ``(batch, n, n)`` and ``(batch, n)``.
 
-    A few rounding errors are added to the diagonals: steps along directions that the data do not
-    determine get shorter instead of infinite.
+    On a CPU one at a time: jaxlib's batched factorisation waits, on a thread of XLA's pool, for
+    tasks on that pool, so that as many at once as there are threads wait for ever (seen with jaxlib
+    0.10.2 on two cores).
     """
-    diagonal = jnp.diagonal(matrices, axis1=-2, axis2=-1)
-    tiny = jnp.finfo(matrices.dtype).tiny
-    root = jnp.sqrt(jnp.maximum(diagonal, tiny))
-    size = matrices.shape[-1]
-    jitter = 10.0 * jnp.finfo(matrices.dtype).eps * jnp.eye(size, dtype=matrices.dtype)
-    scaled = matrices / (root[:, :, None] * root[:, None, :]) + jitter
-    factor = jnp.linalg.cholesky(scaled)
-    return jax.scipy.linalg.cho_solve((factor, True), (right / root)[..., None])[..., 0] / root
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(lambda pair: _solve_alone(*pair), (matrices, right))
+    return jax.vmap(_solve_one)(matrices, right)
+
+
+def _solve_one(matrix: jax.Array, right: jax.Array) -> jax.Array:
+    """On a unit diagonal, to which a few rounding errors are added.
+
+    Steps along directions that the data do not determine get shorter instead of infinite.
+    """
+    eps, tiny = jnp.finfo(matrix.dtype).eps, jnp.finfo(matrix.dtype).tiny
+    root = jnp.sqrt(jnp.maximum(jnp.diagonal(matrix), tiny))
+    jitter = 10.0 * eps * jnp.eye(len(root), dtype=matrix.dtype)
+    factor = jnp.linalg.cholesky(matrix / (root[:, None] * root) + jitter)
+    return jax.scipy.linalg.cho_solve((factor, True), right / root) / root
+
+
+_solve_alone = jax.custom_batching.sequential_vmap(_solve_one)
