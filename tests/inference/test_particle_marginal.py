@@ -14,8 +14,9 @@ from numpyro.infer import MCMC, NUTS, init_to_value
 from bayesdiv.diagnostics import to_arviz
 from bayesdiv.inference._marginal_target import evaluate
 from bayesdiv.inference.particle_marginal import PMMH
-from bayesdiv.inference.smc import log_evidence
-from bayesdiv.models.kalman import LinearGaussianParameters, kalman_filter
+from bayesdiv.inference.particle_smoothing import backward_trajectories
+from bayesdiv.inference.smc import ParticleFilter, log_evidence
+from bayesdiv.models.kalman import LinearGaussianParameters, kalman_filter, kalman_smoother
 from bayesdiv.models.state_space_examples import linear_gaussian
 
 
@@ -136,6 +137,38 @@ def test_a_particle_filter_gives_the_posterior_of_the_exact_likelihood():
         error = np.sqrt((spread**2 / counts).sum(0))
         assert (abs(values[0] - values[1]) < 5.0 * error).all(), name
         assert float(az.rhat(az.convert_to_dataset(np.asarray(draws[name])))["x"]) < 1.03
+
+
+def test_paths_of_the_runs_accepted_have_the_smoothing_law():
+    """From a filter of four particles, whose own paths are far from it."""
+    parameters = LinearGaussianParameters(0.9, 0.5, 1.0, 0.4)
+    observations = jnp.array([1.5, 0.2, jnp.nan, -1.0])
+    model = linear_gaussian(parameters)
+
+    def filtered(key):
+        filter_key, path_key = jax.random.split(key)
+        found = ParticleFilter(model, num_particles=4).run(
+            filter_key, observations, store="particles"
+        )
+        path = backward_trajectories(path_key, model, found, num_trajectories=1)[0]
+        return found.log_evidence, path
+
+    def with_path():
+        numpyro.sample("nothing", dist.Normal(0.0, 1.0))
+        estimate, path = filtered(numpyro.prng_key())
+        numpyro.factor("evidence", estimate)
+        numpyro.deterministic("path", path)
+
+    run = run_chains(PMMH(with_path), num_warmup=200, num_samples=4000)
+    paths = np.asarray(run.get_samples(group_by_chain=True)["path"])
+    exact = kalman_smoother(parameters, observations)
+    for time in range(4):
+        centred = paths[..., time] - float(exact.means[time])
+        assert errors_off(centred, 0.0) < 5.0
+        assert errors_off(centred**2, float(exact.covariances[time])) < 5.0
+    alone = jax.jit(jax.vmap(filtered))(jax.random.split(jax.random.key(0), 8 * 2000))[1]
+    alone = np.asarray(alone).reshape(8, 2000, 4)[..., 1]
+    assert errors_off(alone, float(exact.means[1])) > 10.0
 
 
 def short(num_samples=20, **settings):
