@@ -25,7 +25,7 @@ _TRIES = 100
 class PMMHState(NamedTuple):
     """State of one chain, or of vectorised chains along the first axis.
 
-    Attributes
+    Parameters
     ----------
     step
         Iterations so far, warm-up included.

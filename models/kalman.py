@@ -21,7 +21,7 @@ class LinearGaussianParameters(NamedTuple):
     event shape ``()``. Otherwise offsets and the initial mean broadcast to vectors, and scales are
     lower triangular, or numbers that multiply the identity.
 
-    Attributes
+    Parameters
     ----------
     transition_matrix
         A, ``()`` or ``(dim, dim)``.
@@ -102,7 +102,7 @@ class LinearGaussianParameters(NamedTuple):
 class KalmanResult(NamedTuple):
     """What is known of each state.
 
-    Attributes
+    Parameters
     ----------
     log_evidence
         log p(y_0, …, y_{T−1}), a number.

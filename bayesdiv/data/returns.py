@@ -15,7 +15,7 @@ GBP_USD_FILE = "GBP_vs_USD_9798.txt"
 class Returns(NamedTuple):
     """Logarithmic returns in per cent, and the days at whose close they ended.
 
-    Attributes
+    Parameters
     ----------
     returns
         ``(num_days,)``.
