@@ -44,6 +44,7 @@ from bayesdiv._array import (
 __all__ = [
     "EXPERTS",
     "MixtureOfExpertsParameters",
+    "assembled",
     "covariance",
     "dimension",
     "draw",
@@ -94,6 +95,20 @@ def parameter_batch_shapes(parameters: MixtureOfExpertsParameters) -> list[tuple
 def referenced_gate(gate: Array) -> Array:
     """The same gates with the last row 0."""
     return gate - gate[..., -1:, :]
+
+
+def assembled(
+    free_gate: Array | None, coefficients: Array, scale: Array | None
+) -> MixtureOfExpertsParameters:
+    """Parameters of which the gate's last row is not given: univariate, for models in the hosts.
+
+    ``free_gate`` is ``(experts − 1, features)``, or None for one expert.
+    """
+    reference = array_namespace(coefficients).zeros_like(coefficients[..., :1, :])
+    if free_gate is None:
+        return MixtureOfExpertsParameters(reference, coefficients, scale)
+    gate = array_namespace(coefficients).concat([free_gate, reference], axis=-2)
+    return MixtureOfExpertsParameters(gate, coefficients, scale)
 
 
 def log_gates(features: Array, gate: Array) -> Array:

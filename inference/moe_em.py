@@ -8,17 +8,17 @@ of weight 0.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from bayesdiv import _mixture_of_experts as formulas
 from bayesdiv._mixture_of_experts import MixtureOfExpertsParameters
 from bayesdiv.inference._moe_em_checks import check_data, check_start
 from bayesdiv.inference._moe_em_data import EMData, prepare, to_data_units, to_standard_units
+from bayesdiv.inference._moe_em_fit import MixtureOfExpertsFit
+from bayesdiv.inference._moe_em_settings import EMSettings
 from bayesdiv.inference._moe_em_statistics import EMStatistics, collect
 from bayesdiv.inference._moe_em_updates import (
     coefficient_penalty,
@@ -39,78 +39,6 @@ __all__ = [
     "em_step",
     "fit_experts",
 ]
-
-_FAMILIES = ("normal", "bernoulli")
-_GATE_STEPS = ("newton", "bound")
-
-
-@dataclass(frozen=True)
-class EMSettings:
-    """How EM starts, steps and stops.
-
-    Attributes
-    ----------
-    num_experts : int
-        K.
-    experts : str
-        ``"normal"`` or ``"bernoulli"``.
-    num_starts : int
-        Random starts, of which the best after ``short_iterations`` goes on.
-    short_iterations : int
-        See there.
-    max_iterations : int
-        Of the start that goes on.
-    tolerance : float
-        EM stops where an iteration raises the objective by less, in nats an observation.
-    gate_step : str
-        ``"newton"``, with halving, or ``"bound"``: cheaper steps, many more of them.
-    gate_ridge : float
-        Precision of a normal prior on the gate's rows about their mean, on standardised predictors.
-    coefficient_ridge : float
-        The same of the experts' coefficients, on standardised predictors and outcome. Raise it, to
-        1e-2 say, where Bernoulli outcomes are separable.
-    variance_floor : float
-        Least variance of a normal expert, over the variance of the outcome.
-    block_size : int or None
-        Rows that are worked on at once; by the device if None.
-
-    Raises
-    ------
-    ValueError
-        If a setting is outside its domain.
-    """
-
-    num_experts: int
-    experts: str = "normal"
-    num_starts: int = 5
-    short_iterations: int = 15
-    max_iterations: int = 500
-    tolerance: float = 1e-6
-    gate_step: str = "newton"
-    gate_ridge: float = 1e-3
-    coefficient_ridge: float = 1e-6
-    variance_floor: float = 1e-6
-    block_size: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, allowed in (("experts", _FAMILIES), ("gate_step", _GATE_STEPS)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
-        for name in ("num_experts", "num_starts", "max_iterations", "block_size"):
-            value = getattr(self, name)
-            if value is None and name == "block_size":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive whole number, got {value!r}.")
-        value = self.short_iterations
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ValueError(f"short_iterations must be a whole number from 0, got {value!r}.")
-        for name in ("tolerance", "gate_ridge", "coefficient_ridge"):
-            value = getattr(self, name)
-            if not 0.0 <= value < math.inf:
-                raise ValueError(f"{name} must be at least 0 and finite, got {value!r}.")
-        if not 0.0 < self.variance_floor < 1.0:
-            raise ValueError(f"variance_floor must be in (0, 1), got {self.variance_floor!r}.")
 
 
 class EMState(NamedTuple):
@@ -138,71 +66,6 @@ class EMInfo(NamedTuple):
     objective: jax.Array
     gate_fraction: jax.Array
     expert_fractions: jax.Array
-
-
-class MixtureOfExpertsFit(NamedTuple):
-    """What `fit_experts` found, in the units of the data; a pytree.
-
-    Attributes
-    ----------
-    parameters : MixtureOfExpertsParameters
-        For features (1, predictors): gate and coefficients are ``(experts, 1 + dim)``.
-    log_likelihood
-        Σ w log p(y | x), ``()``, in nats.
-    trace
-        Log-likelihood less ridge penalties, ``(max_iterations + 1,)``, from the winning start's
-        hand-over; NaN after the last iteration.
-    num_iterations
-        Of the winning start after the hand-over.
-    converged
-        Whether EM met its tolerance, at finite numbers.
-    counts
-        Weight of each expert, Σ w τ_k.
-    at_floor
-        Which experts' variances are at their floor, ``(experts,)``: such an expert has fitted a
-        handful of rows exactly.
-    start_objectives
-        ``(num_starts,)``, where the best was chosen.
-    """
-
-    parameters: MixtureOfExpertsParameters
-    log_likelihood: jax.Array
-    trace: jax.Array
-    num_iterations: jax.Array
-    converged: jax.Array
-    counts: jax.Array
-    at_floor: jax.Array
-    start_objectives: jax.Array
-
-    @property
-    def experts(self) -> str:
-        """``"normal"`` or ``"bernoulli"``."""
-        return "bernoulli" if self.parameters.scale is None else "normal"
-
-    def predict(self, predictors: Any) -> jax.Array:
-        """E[y | x] for ``predictors`` ``(n, dim)``, ``(n,)``."""
-        return formulas.mean(self._features(predictors), self.parameters, experts=self.experts)
-
-    def log_prob(self, predictors: Any, outcome: Any) -> jax.Array:
-        """log p(y | x), ``(n,)``."""
-        features = self._features(predictors)
-        outcome = jnp.asarray(outcome, features.dtype)
-        return formulas.log_prob(outcome, features, self.parameters, experts=self.experts)
-
-    def responsibilities(self, predictors: Any, outcome: Any) -> jax.Array:
-        """P(expert = k | x, y), ``(n, experts)``."""
-        features = self._features(predictors)
-        outcome = jnp.asarray(outcome, features.dtype)
-        return formulas.responsibilities(outcome, features, self.parameters, experts=self.experts)
-
-    def _features(self, predictors: Any) -> jax.Array:
-        predictors = jnp.asarray(predictors, self.parameters.gate.dtype)
-        width = self.parameters.gate.shape[-1] - 1
-        if predictors.ndim < 1 or predictors.shape[-1] != width:
-            raise ValueError(
-                f"predictors must be (n, {width}), without intercept, got {predictors.shape}."
-            )
-        return jnp.concatenate([jnp.ones_like(predictors[..., :1]), predictors], axis=-1)
 
 
 def em_data(predictors: Any, outcome: Any, weights: Any = None, *, settings: EMSettings) -> EMData:
