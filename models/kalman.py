@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,14 +41,14 @@ class LinearGaussianParameters(NamedTuple):
         c, ``()`` or ``(width,)``.
     """
 
-    transition_matrix: jax.Array | float
-    transition_scale: jax.Array | float
-    emission_matrix: jax.Array | float
-    emission_scale: jax.Array | float
-    initial_mean: jax.Array | float = 0.0
-    initial_scale: jax.Array | float = 1.0
-    transition_offset: jax.Array | float = 0.0
-    emission_offset: jax.Array | float = 0.0
+    transition_matrix: Any
+    transition_scale: Any
+    emission_matrix: Any
+    emission_scale: Any
+    initial_mean: Any = 0.0
+    initial_scale: Any = 1.0
+    transition_offset: Any = 0.0
+    emission_offset: Any = 0.0
 
     @property
     def is_scalar(self) -> bool:

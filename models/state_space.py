@@ -169,12 +169,13 @@ class StateSpaceModel:
         ValueError
             If both arguments are missing, or a length is less than 1.
         """
-        if observations is None and num_times is None:
+        if observations is not None:
+            num_times = jnp.shape(observations)[0]
+        if num_times is None:
             raise ValueError("numpyro_model needs observations, or num_times to draw them.")
-        length = num_times if observations is None else jnp.shape(observations)[0]
-        _check_num_times(length)
-        states = numpyro.sample("states", StatePath(self, length))
-        with numpyro.plate("time", length):
+        _check_num_times(num_times)
+        states = numpyro.sample("states", StatePath(self, num_times))
+        with numpyro.plate("time", num_times):
             numpyro.sample("observations", Emissions(self, states), obs=observations)
 
 
