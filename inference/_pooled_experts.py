@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import logsumexp
 
 from bayesdiv._mixture_of_experts import MixtureOfExpertsParameters
 from bayesdiv._mixture_of_experts_checks import check_parameters
@@ -67,6 +66,8 @@ class PooledExperts(NamedTuple):
     ----------
     features
         ``(rows, features)``, standardised.
+    gram
+        Mean of φ φᵀ over the rows, ``(features, features)``.
     mass
         Π, ``(rows, L)`` with L the number of experts of all models; rows sum to 1.
     local
@@ -84,6 +85,7 @@ class PooledExperts(NamedTuple):
     """
 
     features: Any
+    gram: np.ndarray
     mass: Any
     local: Experts
     shard: np.ndarray
@@ -176,13 +178,9 @@ def pool_experts(
         shift = float(np.mean(means))
     units = first._replace(shift=shift)
     features = units.features(support)
-    mass = np.concatenate(
-        [
-            _gates(features, units.from_data(model.gate)) * weights[..., index, None]
-            for index, model in enumerate(parameters)
-        ],
-        axis=1,
-    )
+    sizes = [len(model.gate) for model in parameters]
+    gate = units.from_data(np.concatenate([model.gate for model in parameters]))
+    mass = _gates(features @ gate.T, sizes) * np.repeat(weights, sizes, axis=-1)
     coefficients = units.from_data(np.concatenate([model.coefficients for model in parameters]))
     coefficients[:, 0] -= shift
     places = features @ coefficients.T
@@ -192,9 +190,10 @@ def pool_experts(
         places = np.clip(places, -_LARGEST_LOGIT, _LARGEST_LOGIT)
     else:
         scale = jnp.asarray(np.concatenate([model.scale for model in parameters]))
-    shard = np.repeat(np.arange(len(parameters)), [len(model.gate) for model in parameters])
+    shard = np.repeat(np.arange(len(parameters)), sizes)
     return PooledExperts(
         jnp.asarray(features),
+        features.T @ features / len(features),
         jnp.asarray(mass),
         Experts(jnp.asarray(coefficients), scale, jnp.asarray(places)),
         shard,
@@ -307,9 +306,12 @@ def warn_if_saturated(pooled: PooledExperts) -> None:
         )
 
 
-def _gates(features: np.ndarray, gate: np.ndarray) -> np.ndarray:
-    logits = features @ gate.T
-    return np.exp(logits - logsumexp(logits, axis=1, keepdims=True))
+def _gates(logits: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
+    """Softmax within each run of ``sizes`` columns."""
+    first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    largest = np.maximum.reduceat(logits, first, axis=1)
+    shares = np.exp(logits - np.repeat(largest, sizes, axis=1))
+    return shares / np.repeat(np.add.reduceat(shares, first, axis=1), sizes, axis=1)
 
 
 def _as_jax(parameters: MixtureOfExpertsParameters) -> MixtureOfExpertsParameters:

@@ -22,6 +22,7 @@ __all__ = [
     "distance_matrix",
     "greedy_groups",
     "greedy_start",
+    "mean_costs",
     "model_distances",
 ]
 
@@ -123,22 +124,25 @@ def align(pooled: PooledExperts, reference: int) -> list[tuple[np.ndarray, np.nd
     Hungarian assignment on the mean forward KL between experts over the support (Kuhn 1955).
     """
     columns = np.flatnonzero(pooled.shard == reference)
-    cost = get_ground_cost("forward_kl", experts=pooled.experts)
-    matrix = np.asarray(
-        _mean_costs(pooled.local.places, pooled.local.scale, columns, cost=cost), float
-    )
+    matrix = mean_costs(pooled.local.places, pooled.local.scale, columns, experts=pooled.experts)
     return [
         linear_sum_assignment(matrix[pooled.shard == index])
         for index in range(len(pooled.parameters))
     ]
 
 
+def mean_costs(
+    places: jax.Array, scale: jax.Array | None, columns: np.ndarray, *, experts: str
+) -> np.ndarray:
+    """Mean forward KL over the support from every expert to those in ``columns``."""
+    cost = get_ground_cost("forward_kl", experts=experts)
+    return np.asarray(_mean_costs(places, scale, columns, cost=cost), float)
+
+
 @partial(jax.jit, static_argnames="cost")
 def _mean_costs(
     places: jax.Array, scale: jax.Array | None, columns: jax.Array, *, cost: GroundCost
 ) -> jax.Array:
-    """Mean cost over the support of every expert to those in ``columns``."""
-
     def to(column: jax.Array) -> jax.Array:
         reduced = None if scale is None else scale[column]
         return jnp.mean(cost.between(places, scale, places[:, column][:, None], reduced), axis=0)
@@ -159,9 +163,7 @@ def cluster_start(pooled: PooledExperts, num_experts: int, seed: int) -> Experts
     """Averages of the groups that k-means makes of the experts' predictions on the support."""
     from sklearn.cluster import KMeans
 
-    features = np.asarray(pooled.features, float)
-    gram = features.T @ features / len(features)
-    values, vectors = np.linalg.eigh(gram)
+    values, vectors = np.linalg.eigh(pooled.gram)
     # |X(b − b')|² in as many coordinates as there are features, not rows.
     root = vectors * np.sqrt(np.maximum(values, 0.0))
     share = np.asarray(pooled.mass, float).mean(axis=0)
@@ -188,9 +190,7 @@ def greedy_groups(pooled: PooledExperts, num_experts: int) -> np.ndarray:
 
     is Runnalls's bound (2007). Bernoulli experts use the gap of their logits and v = 4.
     """
-    features = np.asarray(pooled.features, float)
-    gram = features.T @ features / len(features)
-    coefficients = np.array(pooled.local.coefficients, float)
+    gram, coefficients = pooled.gram, np.array(pooled.local.coefficients, float)
     share = np.maximum(np.asarray(pooled.mass, float).mean(axis=0), 1e-12)
     scale = pooled.local.scale
     variance = np.full(len(share), 4.0) if scale is None else np.asarray(scale, float) ** 2
@@ -225,7 +225,7 @@ def _merge_losses(
     gram: np.ndarray,
 ) -> np.ndarray:
     gap = coefficients - coefficients[index]
-    square = np.einsum("lf,fg,lg->l", gap, gram, gap, optimize=True)
+    square = np.einsum("lf,lf->l", gap @ gram, gap)
     total = share + share[index]
     merged = (share * variance + share[index] * variance[index]) / total
     merged = merged + share * share[index] * square / total**2
@@ -249,9 +249,7 @@ def _group_averages(
     dtype = pooled.features.dtype
     if pooled.local.scale is None:
         return Experts(jnp.asarray(coefficients, dtype), None)
-    features = np.asarray(pooled.features, float)
-    gram = features.T @ features / len(features)
     gap = own - coefficients[np.maximum(group, 0)]
-    between = np.einsum("lf,fg,lg->l", gap, gram, gap, optimize=True)
+    between = np.einsum("lf,lf->l", gap @ pooled.gram, gap)
     variance = member.T @ (np.asarray(pooled.local.scale, float) ** 2 + spread * between)
     return Experts(jnp.asarray(coefficients, dtype), jnp.asarray(np.sqrt(variance), dtype))

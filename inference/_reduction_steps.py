@@ -22,7 +22,15 @@ from bayesdiv.inference._ground_cost_updates import (
 )
 from bayesdiv.inference._ground_costs import GroundCost
 
-__all__ = ["ReductionInfo", "ReductionState", "StepProblem", "init", "run_steps", "step"]
+__all__ = [
+    "ReductionInfo",
+    "ReductionState",
+    "StepProblem",
+    "evaluate",
+    "init",
+    "run_steps",
+    "step",
+]
 
 # Costs that are held at once: rows are worked on in blocks beyond it.
 _LARGEST_BLOCK = 30_000_000
@@ -91,6 +99,10 @@ def init(
     plan = TransportPlan(mass, best, local_index, num_experts)
     local_costs = jnp.mean(problem.mass * costs, axis=0)
     return ReductionState(Experts(coefficients, scale), plan, jnp.sum(local_costs), local_costs)
+
+
+evaluate = jax.jit(init, static_argnames=("cost", "epsilon"))
+"""`init`, compiled."""
 
 
 def step(

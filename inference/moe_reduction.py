@@ -39,12 +39,14 @@ from bayesdiv.inference._reduction_starts import (
     aligned_start,
     cluster_start,
     greedy_start,
+    mean_costs,
     model_distances,
 )
 from bayesdiv.inference._reduction_steps import (
     ReductionInfo,
     ReductionState,
     StepProblem,
+    evaluate,
     init,
     run_steps,
     step,
@@ -305,7 +307,7 @@ class TransportReduction:
             trace,
             state.plan,
             targets,
-            _model_costs(everyone, state.experts, self.ground_cost),
+            _model_costs(everyone, state, self.ground_cost),
             distances,
             used,
             name,
@@ -410,7 +412,7 @@ class TransportReduction:
                 experts._replace(scale=jnp.minimum(experts.scale, narrowest)),
             ]
         for candidate in candidates:
-            state = init(problem, candidate, cost=self.ground_cost, epsilon=self._epsilon)
+            state = evaluate(problem, candidate, cost=self.ground_cost, epsilon=self._epsilon)
             if np.isfinite(float(state.objective)):
                 return state
         return state
@@ -434,25 +436,21 @@ def _posterior(
     return jax.nn.softmax(jnp.log(targets) + densities, axis=1)
 
 
-def _model_costs(pooled: PooledExperts, experts: Experts, cost: GroundCost) -> np.ndarray:
-    """Σ of the local experts' costs, over the model's weight."""
-    state = init(_problem(pooled), experts, cost=cost, epsilon=None)
-    costs = np.bincount(pooled.shard, np.asarray(state.local_costs, float))
+def _model_costs(pooled: PooledExperts, state: ReductionState, cost: GroundCost) -> np.ndarray:
+    """Σ of the local experts' costs under the hard plan, over the model's weight."""
+    local_costs = state.local_costs
+    if len(local_costs) != len(pooled.shard) or state.plan.mass.shape[1] != len(pooled.shard):
+        local_costs = evaluate(_problem(pooled), state.experts, cost=cost, epsilon=None).local_costs
+    costs = np.bincount(pooled.shard, np.asarray(local_costs, float))
     return costs / np.maximum(pooled.mean_weights, np.finfo(float).tiny)
 
 
 def _num_distinct(pooled: PooledExperts, state: ReductionState) -> int:
     """Experts that receive mass, each counted once however often it is there."""
     received = np.asarray(state.plan.received()).sum(axis=0) > 1e-10 * len(pooled.features)
-    cost = get_ground_cost("forward_kl", experts=pooled.experts)
-    coefficients, scale, _ = state.experts
-    places = pooled.features @ coefficients.T
-    between = cost.between(
-        places[:, :, None],
-        None if scale is None else scale[:, None],
-        places[:, None, :],
-        None if scale is None else scale,
-    )
-    same = np.asarray(jnp.mean(between, axis=0)) < _SAME_EXPERT
+    places = pooled.features @ state.experts.coefficients.T
+    columns = np.arange(places.shape[1])
+    between = mean_costs(places, state.experts.scale, columns, experts=pooled.experts)
+    same = between < _SAME_EXPERT
     earlier = np.tril(same | same.T, -1)
     return int((received & ~(earlier & received[None, :]).any(axis=1)).sum())

@@ -2,21 +2,27 @@
 
 from bayesdiv.data._images import Images, ImageSplit, split_images
 from bayesdiv.data.breast_cancer import BreastCancer, load_breast_cancer
+from bayesdiv.data.diamonds import Diamonds, load_diamonds
 from bayesdiv.data.digits import load_digits
 from bayesdiv.data.faces import load_faces
 from bayesdiv.data.mnist import load_mnist
 from bayesdiv.data.returns import Returns, load_gbp_usd, load_sp500
+from bayesdiv.data.simulated_experts import SimulatedExperts, simulate_experts
 
 __all__ = [
     "BreastCancer",
+    "Diamonds",
     "ImageSplit",
     "Images",
     "Returns",
+    "SimulatedExperts",
     "load_breast_cancer",
+    "load_diamonds",
     "load_digits",
     "load_faces",
     "load_gbp_usd",
     "load_mnist",
     "load_sp500",
+    "simulate_experts",
     "split_images",
 ]
