@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpyro.distributions import constraints
 
 _ADVICE = "in NumPyro, .to_event(1) turns the last batch dimension into an event"
 
@@ -54,14 +55,24 @@ def check_distribution(
     return distribution
 
 
-def check_log_density(log_density: jax.Array, name: str, count: int) -> jax.Array:
-    """``log_density``, if it has one entry a particle."""
-    if jnp.shape(log_density) != (count,):
+def log_density(distribution: Any, value: jax.Array, name: str, count: int) -> jax.Array:
+    """The log-density at ``value``, ``(count,)``; −inf outside of the support.
+
+    NumPyro computes a formula there and leaves the question to its validation, which is off, and
+    which could not answer under ``jit``. Where the support is everything, nothing is asked.
+    """
+    found = distribution.log_prob(value)
+    if jnp.shape(found) != (count,):
         raise ValueError(
             f"{name}.log_prob must return shape ({count},), one a particle, got "
-            f"{jnp.shape(log_density)}; {_ADVICE}."
+            f"{jnp.shape(found)}; {_ADVICE}."
         )
-    return log_density
+    support = elements = getattr(distribution, "support", None)
+    while hasattr(elements, "base_constraint"):
+        elements = elements.base_constraint
+    if support is None or elements is constraints.real:
+        return found
+    return jnp.where(support(value), found, -jnp.inf)
 
 
 def cast_states(moved: jax.Array, states: jax.Array, name: str) -> jax.Array:

@@ -88,7 +88,8 @@ def start(
             event_shape,
         )
         states = _sample(settings, proposed, "proposal.initial_distribution", move_key, (count,))
-        ratio = prior.log_prob(states) - proposed.log_prob(states)
+        density = checks.log_density(prior, states, "model.initial", count)
+        ratio = density - proposed.log_prob(states)
         return states, ratio.astype(dtype)
 
     def draw() -> tuple[jax.Array, jax.Array]:
@@ -158,7 +159,8 @@ def advance(
         moved = _sample(settings, proposed, "proposal.distribution", move_key)
         moved = checks.cast_states(moved, states, "proposal.distribution")
         transition = _transition(model, states, time)
-        ratio = transition.log_prob(moved) - proposed.log_prob(moved)
+        density = checks.log_density(transition, moved, "model.transition", count)
+        ratio = density - proposed.log_prob(moved)
         return moved, ratio.astype(weights_dtype)
 
     def draw(states: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -243,7 +245,7 @@ def _weigh(
         (count,),
         observation.shape,
     )
-    likelihood = checks.check_log_density(emission.log_prob(observation), "model.emission", count)
+    likelihood = checks.log_density(emission, observation, "model.emission", count)
     if missing is not None:
         likelihood = jnp.where(missing, 0.0, likelihood)
     log_weights = base + likelihood.astype(base.dtype)

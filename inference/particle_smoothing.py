@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bayesdiv.inference._filter_checks import check_model
+from bayesdiv.inference._filter_checks import check_model, log_density
 from bayesdiv.inference._filter_result import FilterResult
 from bayesdiv.inference.resampling import multinomial
 
@@ -179,7 +179,9 @@ def backward_trajectories(
         transition = model.transition(states, time + 1)
 
         def choose(key: jax.Array, destination: jax.Array) -> jax.Array:
-            joint = log_weights + transition.log_prob(destination)
+            joint = log_weights + log_density(
+                transition, destination, "model.transition", states.shape[0]
+            )
             weights = jnp.exp(joint - jnp.max(joint))
             return states[multinomial(key, weights, num_draws=1)[0]]
 

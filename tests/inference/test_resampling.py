@@ -1,5 +1,7 @@
 """Resampling: exact counts, no ancestor of weight zero, right in float32 at many particles."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +43,16 @@ def counts(ancestors, count):
     return np.bincount(np.asarray(ancestors), minlength=count)
 
 
+def resampled(scheme, weights, draws, seed=0):
+    """``(draws, num_particles)`` ancestors."""
+    return np.asarray(compiled(scheme)(keys(draws, seed), weights))
+
+
+@functools.cache
+def compiled(scheme):
+    return jax.jit(jax.vmap(scheme, in_axes=(0, None)))
+
+
 def skewed_weights(count, dtype, seed=0):
     """Over thirty orders of magnitude, 90 per cent of them zero."""
     rng = np.random.default_rng(seed)
@@ -52,8 +64,7 @@ def skewed_weights(count, dtype, seed=0):
 def test_expected_offspring_are_proportional_to_weights(scheme, dtype):
     rng = np.random.default_rng(3)
     weights = jnp.asarray(rng.gamma(1.5, size=17), dtype)
-    ancestors = jax.vmap(lambda key: scheme(key, weights))(keys(8000))
-    offspring = np.stack([counts(row, 17) for row in ancestors])
+    offspring = np.stack([counts(row, 17) for row in resampled(scheme, weights, 8000)])
     wanted = np.asarray(weights, np.float64)
     assert_within_standard_errors(offspring, 17 * wanted / wanted.sum())
     assert (offspring.sum(1) == 17).all()
@@ -68,13 +79,12 @@ def test_dither_leaves_tiny_weights_their_chance():
     assert_within_standard_errors(np.asarray(number_of_odd, float), count * ratio / (1.0 + ratio))
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 100, 4097])
+@pytest.mark.parametrize("count", [1, 3, 4097])
 def test_systematic_offspring_are_the_two_nearest_integers(count, dtype):
     weights = jnp.asarray(np.random.default_rng(count).gamma(0.5, size=count), dtype)
     exact = np.asarray(weights, np.float64)
     exact = count * exact / exact.sum()
-    for key in keys(20):
-        ancestors = np.asarray(systematic(key, weights))
+    for ancestors in resampled(systematic, weights, 20):
         assert (np.diff(ancestors) >= 0).all()
         # Rounding moves a boundary by 2⁻¹⁷ of an offspring at most here, never by a whole one.
         offspring = counts(ancestors, count)
@@ -86,7 +96,7 @@ def test_systematic_offspring_are_the_two_nearest_integers(count, dtype):
 def test_systematic_matches_a_reference_search_in_float64(count):
     weights = np.random.default_rng(1).gamma(0.2, size=count)
     cumulative = np.cumsum(weights) / weights.sum()
-    ancestors = np.asarray(systematic(jax.random.key(2), jnp.asarray(weights)))
+    ancestors = resampled(systematic, jnp.asarray(weights), 1)[0]
     # One offset explains all: the reference, given it, differs at most where a tooth hits a step.
     low = np.max(np.r_[0.0, cumulative][ancestors] * count - np.arange(count))
     high = np.min(cumulative[ancestors] * count - np.arange(count))
@@ -98,15 +108,15 @@ def test_systematic_matches_a_reference_search_in_float64(count):
 
 def test_all_offspring_of_the_only_weight(scheme, dtype):
     for index in (0, 7, 99):
-        weights = jnp.zeros((100,), dtype).at[index].set(1e-30)
-        assert (np.asarray(scheme(jax.random.key(index), weights)) == index).all()
+        weights = jnp.asarray(1e-30 * (np.arange(100) == index), dtype)
+        assert (resampled(scheme, weights, 2) == index).all()
 
 
 def test_no_ancestor_has_weight_zero(scheme, dtype):
     count = 100_000
     weights = skewed_weights(count, dtype)
     draw = jax.jit(lambda key: jnp.min(weights[scheme(key, weights)]))
-    smallest = [float(draw(key)) for key in keys(100 if scheme is systematic else 20)]
+    smallest = [float(draw(key)) for key in keys(100 if scheme is systematic else 10)]
     assert min(smallest) > 0.0
 
 
@@ -127,7 +137,7 @@ def test_plain_float32_prefix_sums_pick_what_this_does_not():
         return jnp.sum(weights[jnp.minimum(jnp.cumsum(places), count - 1)] == 0.0)
 
     ours = jax.jit(lambda key: jnp.sum(weights[systematic(key, weights)] == 0.0))
-    draws = keys(50)
+    draws = keys(20)
     with single_precision():
         assert sum(int(textbook(key)) for key in draws) > 0
         assert sum(int(ours(key)) for key in draws) == 0
@@ -136,26 +146,25 @@ def test_plain_float32_prefix_sums_pick_what_this_does_not():
 def test_equal_weights_keep_every_particle(dtype):
     for count in (5, 1000):
         weights = jnp.full((count,), 1.0 / count, dtype)
-        assert np.array_equal(systematic(jax.random.key(0), weights), np.arange(count))
+        assert np.array_equal(resampled(systematic, weights, 1)[0], np.arange(count))
 
 
 def test_residual_gives_the_certain_offspring(dtype):
     weights = jnp.asarray(np.random.default_rng(4).gamma(0.5, size=200), dtype)
     exact = np.asarray(weights, np.float64)
     exact = 200 * exact / exact.sum()
-    for key in keys(20):
-        assert (counts(residual(key, weights), 200) >= np.floor(exact - 1e-3)).all()
+    for ancestors in resampled(residual, weights, 20):
+        assert (counts(ancestors, 200) >= np.floor(exact - 1e-3)).all()
 
 
 def test_variances_are_ordered():
     """Of a mean after resampling: systematic and stratified below residual below multinomial."""
     rng = np.random.default_rng(5)
-    points = jnp.asarray(np.sort(rng.normal(size=200)))
+    points = np.sort(rng.normal(size=200))
     weights = jnp.asarray(rng.gamma(2.0, size=200))
 
     def spread(chosen):
-        means = jax.vmap(lambda key: points[chosen(key, weights)].mean())(keys(2000))
-        return float(jnp.var(means))
+        return points[resampled(chosen, weights, 2000)].mean(1).var()
 
     variances = [spread(chosen) for chosen in (systematic, stratified, residual, multinomial)]
     assert max(variances[:2]) < 0.5 * variances[2]
@@ -169,7 +178,7 @@ def test_multinomial_draws_as_many_as_asked():
 
 def test_weights_that_are_not_numbers_stay_in_range(scheme):
     for value in (jnp.nan, jnp.inf, 0.0):
-        ancestors = np.asarray(scheme(jax.random.key(0), jnp.full((50,), value, jnp.float32)))
+        ancestors = resampled(scheme, jnp.full((50,), value, jnp.float32), 1)
         assert ((ancestors >= 0) & (ancestors < 50)).all()
 
 
