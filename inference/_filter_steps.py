@@ -63,13 +63,16 @@ class FilterInfo(NamedTuple):
 
 
 def start(
-    settings: Any, key: jax.Array, observation: jax.Array, missing: Any
+    settings: Any, key: jax.Array, observation: jax.Array, missing: Any, keys: jax.Array
 ) -> tuple[FilterState, FilterInfo]:
-    """The weighted cloud at time 0; ``missing`` is ``()``, or None where nothing ever is."""
+    """The weighted cloud at time 0; ``missing`` is ``()``, or None where nothing ever is.
+
+    ``keys`` are those of `step_keys` for time 0; ``key`` is what later ones are made from.
+    """
     model, count = settings.model, settings.num_particles
     prior = checks.check_distribution(model.initial(), "model.initial", (), None)
     event_shape = tuple(prior.event_shape)
-    move_key, adapt_key, _ = step_keys(key, 0)
+    move_key, adapt_key, _ = keys
     carried = settings.proposal.init(model, count)
 
     def adapt(carried: Any) -> tuple[Any, dict[str, jax.Array]]:

@@ -127,7 +127,7 @@ class ParticleFilter:
         observation = checks.check_observation(observation, self._emission_event_shape())
         missing = checks.missing_rows(observation[None])
         observation = checks.filled_rows(observation[None], missing)[0]
-        return guarded(self, start(self, key, observation, missing[0]))
+        return guarded(self, start(self, key, observation, missing[0], step_keys(key, 0)))
 
     def step(self, state: FilterState, observation: Any) -> tuple[FilterState, FilterInfo]:
         """From one time to the next."""
@@ -191,8 +191,7 @@ class ParticleFilter:
         if any_missing:
             missing = checks.missing_rows(observations)
             observations = checks.filled_rows(observations, missing)
-        times = jnp.arange(1, count, dtype=jnp.int32)
-        keys = jax.vmap(partial(step_keys, key))(times)
+        keys = jax.vmap(partial(step_keys, key))(jnp.arange(count, dtype=jnp.int32))
 
         def kept(state: FilterState, info: FilterInfo) -> dict[str, Any]:
             report = info._asdict()
@@ -208,8 +207,10 @@ class ParticleFilter:
             state, info = advance(self, state, row[0], row[1], row[2])
             return state, kept(state, info)
 
-        first, info = start(self, key, observations[0], None if missing is None else missing[0])
-        rows = (observations[1:], None if missing is None else missing[1:], keys)
+        rows = (observations, missing, keys)
+        observation, is_missing, step_key = jax.tree.map(lambda entry: entry[0], rows)
+        first, info = start(self, key, observation, is_missing, step_key)
+        rows = jax.tree.map(lambda entry: entry[1:], rows)
         state, history = jax.lax.scan(body, first, rows)
         history = _joined(kept(first, info), history)
         increments = history.pop("log_evidence_increment")
