@@ -19,6 +19,7 @@ from bayesdiv.inference._ground_cost_updates import Experts
 
 __all__ = [
     "PooledExperts",
+    "StepProblem",
     "SupportUnits",
     "check_support",
     "check_weights",
@@ -57,6 +58,14 @@ class SupportUnits(NamedTuple):
         """The inverse of `from_data`."""
         slopes = rows[..., 1:] / self.scale
         return np.concatenate([rows[..., :1] - slopes @ self.centre[:, None], slopes], axis=-1)
+
+
+class StepProblem(NamedTuple):
+    """What stays the same from step to step: features, masses and experts to be reduced."""
+
+    features: Any
+    mass: Any
+    local: Experts
 
 
 class PooledExperts(NamedTuple):
@@ -100,6 +109,11 @@ class PooledExperts(NamedTuple):
         return np.bincount(self.shard, minlength=len(self.parameters))
 
     @property
+    def problem(self) -> StepProblem:
+        """What steps look at."""
+        return StepProblem(self.features, self.mass, self.local)
+
+    @property
     def mean_weights(self) -> np.ndarray:
         """λ averaged over the support where it differs by row, ``(models,)``."""
         return self.weights if self.weights.ndim == 1 else self.weights.mean(axis=0)
@@ -123,21 +137,15 @@ class PooledExperts(NamedTuple):
         )
 
     def kept(self, keep: np.ndarray) -> PooledExperts:
-        """The models ``keep``, a boolean vector, alone; their weights sum to 1 again."""
-        columns = keep[self.shard]
-        mass = np.asarray(self.mass, float)[:, columns]
-        coefficients, scale, places = self.local
-        weights = self.weights[..., keep]
+        """The same with weight for the models ``keep`` alone, a boolean vector.
+
+        No array changes its shape, so that nothing has to be compiled again.
+        """
+        weights = np.where(keep, self.weights, 0.0)
+        mass = np.where(keep[self.shard], np.asarray(self.mass, float), 0.0)
         return self._replace(
             mass=jnp.asarray(mass / mass.sum(axis=1, keepdims=True), self.features.dtype),
-            local=Experts(
-                coefficients[columns],
-                None if scale is None else scale[columns],
-                places[:, columns],
-            ),
-            shard=(np.cumsum(keep) - 1)[self.shard[columns]],
             weights=weights / weights.sum(axis=-1, keepdims=True),
-            parameters=tuple(p for p, k in zip(self.parameters, keep, strict=True) if k),
         )
 
 

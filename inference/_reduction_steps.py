@@ -21,6 +21,7 @@ from bayesdiv.inference._ground_cost_updates import (
     places_of,
 )
 from bayesdiv.inference._ground_costs import GroundCost
+from bayesdiv.inference._pooled_experts import StepProblem
 
 __all__ = [
     "ReductionInfo",
@@ -35,14 +36,6 @@ __all__ = [
 # Costs that are held at once: rows are worked on in blocks beyond it.
 _LARGEST_BLOCK = 30_000_000
 _EMPTY_MASS = 1e-10
-
-
-class StepProblem(NamedTuple):
-    """What stays the same from step to step: features, masses and experts to be reduced."""
-
-    features: jax.Array
-    mass: jax.Array
-    local: Experts
 
 
 class ReductionState(NamedTuple):

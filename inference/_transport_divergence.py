@@ -12,7 +12,7 @@ from bayesdiv._mixture_of_experts import MixtureOfExpertsParameters
 from bayesdiv.divergences import FDivergence
 from bayesdiv.inference._ground_costs import GroundCost, get_ground_cost
 from bayesdiv.inference._pooled_experts import pool_experts
-from bayesdiv.inference._reduction_steps import StepProblem, evaluate
+from bayesdiv.inference._reduction_steps import evaluate
 
 __all__ = ["expected_divergence"]
 
@@ -68,8 +68,7 @@ def expected_divergence(
     other = pool_experts([q], None, support, experts=experts)
     reduced = pooled.experts_of(other.parameters[0])
     if coupling == "relaxed":
-        problem = StepProblem(pooled.features, pooled.mass, pooled.local)
-        return float(evaluate(problem, reduced, cost=ground_cost, epsilon=None).objective)
+        return float(evaluate(pooled.problem, reduced, cost=ground_cost, epsilon=None).objective)
     from ot import emd2
 
     places = pooled.features @ reduced.coefficients.T

@@ -22,30 +22,34 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayesdiv._mixture_of_experts import MixtureOfExpertsParameters, expert_log_densities
+from bayesdiv._mixture_of_experts import MixtureOfExpertsParameters
 from bayesdiv.divergences import FDivergence
 from bayesdiv.inference._ground_cost_updates import Experts, TransportPlan
 from bayesdiv.inference._ground_costs import GroundCost, get_ground_cost, list_ground_costs
 from bayesdiv.inference._pooled_experts import PooledExperts, pool_experts, warn_if_saturated
 from bayesdiv.inference._reduction_baselines import BASELINES, baseline
+from bayesdiv.inference._reduction_result import (
+    Reduction,
+    model_costs,
+    num_distinct,
+    posterior_targets,
+)
 from bayesdiv.inference._reduction_starts import (
     ModelDistances,
     aligned_start,
     cluster_start,
     greedy_start,
-    mean_costs,
     model_distances,
 )
 from bayesdiv.inference._reduction_steps import (
     ReductionInfo,
     ReductionState,
-    StepProblem,
     evaluate,
     init,
     run_steps,
@@ -73,54 +77,6 @@ __all__ = [
 
 _GATE_TARGETS = ("plan", "posterior")
 _PLANS = ("hard", "entropic")
-# Experts nearer than this in mean KL are one.
-_SAME_EXPERT = 1e-6
-
-
-class Reduction(NamedTuple):
-    """What `TransportReduction.run` found.
-
-    Attributes
-    ----------
-    parameters
-        The reduced model, for features (1, predictors), in the units of the data.
-    objective
-        At the end, in units of the cost: the relaxed divergence from the pooled model.
-    trace
-        Objectives by step, ``(steps + 1,)``; it never rises.
-    plan
-        Where the mass of every local expert went.
-    gate_targets
-        ``(rows, experts)``, what the gate was fitted to.
-    model_costs
-        Cost of moving each model to the reduced one, ``(models,)``, flagged ones included.
-    distances
-        Of the models to their medoid, threshold and flags.
-    used
-        Which models were reduced, ``(models,)``.
-    start
-        Which start ended lowest: "given", "aligned", "greedy" or "cluster 0", ….
-    start_objectives
-        Where each start ended, by name.
-    num_distinct
-        Reduced experts of positive mass that differ from each other; fewer than K suggests a
-        smaller K.
-    seconds
-        Wall clock, compilation included.
-    """
-
-    parameters: MixtureOfExpertsParameters
-    objective: float
-    trace: np.ndarray
-    plan: TransportPlan
-    gate_targets: Any
-    model_costs: np.ndarray
-    distances: ModelDistances
-    used: np.ndarray
-    start: str
-    start_objectives: dict[str, float]
-    num_distinct: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -214,7 +170,7 @@ class TransportReduction:
     def init(self, pooled: PooledExperts, start: MixtureOfExpertsParameters) -> ReductionState:
         """The state whose experts are those of ``start``."""
         return init(
-            _problem(pooled),
+            pooled.problem,
             pooled.experts_of(start),
             cost=self.ground_cost,
             epsilon=self._epsilon,
@@ -224,7 +180,7 @@ class TransportReduction:
         self, state: ReductionState, pooled: PooledExperts
     ) -> tuple[ReductionState, ReductionInfo]:
         """One step of experts and plan; the objective does not rise."""
-        return step(state, _problem(pooled), cost=self.ground_cost, epsilon=self._epsilon)
+        return step(state, pooled.problem, cost=self.ground_cost, epsilon=self._epsilon)
 
     def run(
         self,
@@ -288,17 +244,16 @@ class TransportReduction:
         distances = model_distances(pooled)
         everyone = pooled
         used = ~distances.flags if self.trim else np.ones(len(pooled.parameters), bool)
-        medoid = int(np.cumsum(used)[distances.medoid] - 1)
         if not used.all():
             pooled = pooled.kept(used)
         if start is None:
-            starts = self._starts(key, pooled, medoid, num_experts)
+            starts = self._starts(key, pooled, distances.medoid, num_experts)
         else:
             starts = {"given": pooled.experts_of(start)}
         name, state, trace, ends = self._best(pooled, starts)
         targets = state.plan.received()
         if self.gate_target == "posterior":
-            targets = _posterior(targets, outcome, pooled, state.experts)
+            targets = posterior_targets(targets, outcome, pooled, state.experts)
         gate = fit_gate(pooled.features, targets, ridge=self.gate_ridge).gate
         parameters = jax.block_until_ready(pooled.parameters_of(state.experts, gate))
         return Reduction(
@@ -307,12 +262,12 @@ class TransportReduction:
             trace,
             state.plan,
             targets,
-            _model_costs(everyone, state, self.ground_cost),
+            model_costs(everyone, state, used, self.ground_cost),
             distances,
             used,
             name,
             ends,
-            _num_distinct(pooled, state),
+            num_distinct(pooled, state),
             time.perf_counter() - begin,
         )
 
@@ -376,7 +331,7 @@ class TransportReduction:
         self, pooled: PooledExperts, starts: dict[str, Experts]
     ) -> tuple[str, ReductionState, np.ndarray, dict[str, float]]:
         """The start that ends lowest. Costs without a closed update go on from forward KL's end."""
-        cost, problem = self.ground_cost, _problem(pooled)
+        cost, problem = self.ground_cost, pooled.problem
         loop = {"tolerance": self.tolerance, "max_steps": self.max_steps}
         first = cost if cost.is_closed_form else get_ground_cost("forward_kl", experts=self.experts)
         is_final = first == cost
@@ -403,7 +358,7 @@ class TransportReduction:
 
     def _finite_state(self, experts: Experts, pooled: PooledExperts) -> ReductionState:
         """``experts``; scales wide or narrow enough for all local ones if the cost is infinite."""
-        problem = _problem(pooled)
+        problem = pooled.problem
         candidates = [experts]
         if experts.scale is not None:
             widest, narrowest = jnp.max(pooled.local.scale), jnp.min(pooled.local.scale)
@@ -416,41 +371,3 @@ class TransportReduction:
             if np.isfinite(float(state.objective)):
                 return state
         return state
-
-
-def _problem(pooled: PooledExperts) -> StepProblem:
-    return StepProblem(pooled.features, pooled.mass, pooled.local)
-
-
-def _posterior(
-    targets: jax.Array, outcome: np.ndarray, pooled: PooledExperts, experts: Experts
-) -> jax.Array:
-    """t_k p_k(y | x), normalised over k."""
-    parameters = MixtureOfExpertsParameters(jnp.zeros_like(experts.coefficients), *experts[:2])
-    densities = expert_log_densities(
-        jnp.asarray(outcome - pooled.units.shift, targets.dtype),
-        pooled.features,
-        parameters,
-        experts=pooled.experts,
-    )
-    return jax.nn.softmax(jnp.log(targets) + densities, axis=1)
-
-
-def _model_costs(pooled: PooledExperts, state: ReductionState, cost: GroundCost) -> np.ndarray:
-    """Σ of the local experts' costs under the hard plan, over the model's weight."""
-    local_costs = state.local_costs
-    if len(local_costs) != len(pooled.shard) or state.plan.mass.shape[1] != len(pooled.shard):
-        local_costs = evaluate(_problem(pooled), state.experts, cost=cost, epsilon=None).local_costs
-    costs = np.bincount(pooled.shard, np.asarray(local_costs, float))
-    return costs / np.maximum(pooled.mean_weights, np.finfo(float).tiny)
-
-
-def _num_distinct(pooled: PooledExperts, state: ReductionState) -> int:
-    """Experts that receive mass, each counted once however often it is there."""
-    received = np.asarray(state.plan.received()).sum(axis=0) > 1e-10 * len(pooled.features)
-    places = pooled.features @ state.experts.coefficients.T
-    columns = np.arange(places.shape[1])
-    between = mean_costs(places, state.experts.scale, columns, experts=pooled.experts)
-    same = between < _SAME_EXPERT
-    earlier = np.tril(same | same.T, -1)
-    return int((received & ~(earlier & received[None, :]).any(axis=1)).sum())
