@@ -78,6 +78,7 @@ def test_linear_gaussian_evidence(scale, name, ess, within, spread):
         ("bootstrap", 0.0),
         ("bootstrap", 0.5),
         ("guided", 0.9),
+        ("auxiliary", 0.5),
         ("auxiliary", 1.0),
         ("fully adapted", 0.95),
     ],
