@@ -25,7 +25,7 @@ from bayesdiv.inference import _online_em as em
 from bayesdiv.inference._defensive_mixture import mixed
 from bayesdiv.inference.proposal_criteria import effective_sample_size, entropy_kl
 
-__all__ = ["Batch", "Coordinates", "FitSettings", "Problem", "draw_prior", "fit", "start"]
+__all__ = ["Coordinates", "FitSettings", "Noise", "Problem", "fit", "make_noise", "start"]
 
 
 class Problem(NamedTuple):
@@ -143,6 +143,16 @@ class FitSettings:
     tempering_ess: float
 
 
+class Noise(NamedTuple):
+    """Random numbers of all batches, made at once; rows first."""
+
+    parents: jax.Array
+    labels: jax.Array
+    normal: jax.Array
+    mixing: jax.Array | None
+    defensive: jax.Array
+
+
 class Batch(NamedTuple):
     """Draws, in coordinates of the step, and their log-weights."""
 
@@ -180,22 +190,30 @@ def _directions(count: int, dim: int) -> np.ndarray:
     return scattered / np.linalg.norm(scattered, axis=1, keepdims=True)
 
 
-def draw_prior(
-    settings: FitSettings,
-    problem: Problem,
-    coordinates: Coordinates,
-    parameters: MixtureOfExpertsParameters,
-    key: jax.Array,
-    parents: jax.Array,
-) -> Batch:
-    """A batch drawn from the transition."""
-    values = problem.sample(key, parents)
-    features = problem.features(parents)
-    inner = coordinates.inner_features(features)
-    innovations = coordinates.innovations(values, features)
-    joint = em.joint_log_densities(innovations, inner, parameters, settings.degrees_of_freedom)
-    log_weights = problem.log_emission(values) - problem.log_adjustments(parents)
-    return Batch(innovations, inner, _finite(log_weights), joint)
+def make_noise(
+    settings: FitSettings, problem: Problem, key: jax.Array, parents: jax.Array, dim: int
+) -> Noise:
+    """For `fit`, of batches with ``parents``, ``(num_iterations, n)``, each row sorted."""
+    freedom, dtype = settings.degrees_of_freedom, jnp.result_type(float)
+    normal_key, label_key, prior_key, mixing_key = jax.random.split(key, 4)
+    shape, labels, mixing = parents.shape, jnp.zeros(parents.shape, dtype), None
+    if settings.num_experts > 1:
+        labels = jax.random.uniform(label_key, shape, dtype)
+    if freedom is not None:
+        mixing = jax.random.gamma(mixing_key, 0.5 * freedom, shape, dtype) / (0.5 * freedom)
+    chosen = _defensive_places(settings, shape[1])
+    defensive = jnp.zeros((shape[0], len(chosen), dim), dtype)
+    if len(chosen):
+        drawn = problem.sample(prior_key, parents[:, chosen].reshape(-1))
+        defensive = drawn.reshape(defensive.shape).astype(dtype)
+    normal = jax.random.normal(normal_key, (*shape, dim), dtype)
+    return Noise(parents, labels, normal, mixing, defensive)
+
+
+def _defensive_places(settings: FitSettings, count: int) -> np.ndarray:
+    """Which of a batch's sorted rows the transition moves: every so many, all over the cloud."""
+    num_defensive = math.ceil(settings.defensive_fraction * count)
+    return np.linspace(0, count - 1, num_defensive).astype(int)
 
 
 def _draw(
@@ -203,45 +221,35 @@ def _draw(
     problem: Problem,
     coordinates: Coordinates,
     parameters: MixtureOfExpertsParameters,
-    key: jax.Array,
-    parents: jax.Array,
+    noise: Noise,
 ) -> Batch:
     """A batch drawn from the proposal with ``parameters``.
 
     The defensive share is drawn in its exact proportion, and the mixture's density is that of the
     proportions drawn.
     """
-    count, dim = len(parents), coordinates.scale.shape[0]
-    freedom, dtype = settings.degrees_of_freedom, parameters.scale.dtype
-    label_key, noise_key, mixing_key, prior_key = jax.random.split(key, 4)
+    freedom, parents = settings.degrees_of_freedom, noise.parents
     features = problem.features(parents)
     inner = coordinates.inner_features(features)
-    mixing = None
-    if freedom is not None:
-        mixing = jax.random.gamma(mixing_key, 0.5 * freedom, (count,), dtype) / (0.5 * freedom)
     innovations = draw(
-        jax.random.uniform(label_key, (count,), dtype),
-        jax.random.normal(noise_key, (count, dim), dtype),
+        noise.labels,
+        noise.normal,
         inner,
         parameters,
         experts="normal" if freedom is None else "student_t",
-        mixing=mixing,
+        mixing=noise.mixing,
     )
     values = coordinates.outcomes(innovations, features)
-    num_defensive = math.ceil(settings.defensive_fraction * count)
-    if num_defensive:
-        # Parents come sorted: every so many of them keeps the proportion all over the cloud.
-        chosen = np.linspace(0, count - 1, num_defensive).astype(int)
-        defensive = problem.sample(prior_key, parents[chosen]).astype(dtype)
-        values = values.at[chosen].set(defensive)
-        innovations = innovations.at[chosen].set(
-            coordinates.innovations(defensive, features[chosen])
-        )
+    chosen = _defensive_places(settings, len(parents))
+    if len(chosen):
+        values = values.at[chosen].set(noise.defensive)
+        moved = coordinates.innovations(noise.defensive, features[chosen])
+        innovations = innovations.at[chosen].set(moved)
     joint = em.joint_log_densities(innovations, inner, parameters, freedom)
     log_proposal = logsumexp(joint, axis=1) - coordinates.log_volume
     log_transition = problem.log_transition(values, parents)
-    if num_defensive:
-        share = jnp.asarray(num_defensive / count, dtype)
+    if len(chosen):
+        share = jnp.asarray(len(chosen) / len(parents), values.dtype)
         log_proposal = mixed(log_proposal, log_transition, share)
     log_weights = (
         log_transition
@@ -249,7 +257,9 @@ def _draw(
         - problem.log_adjustments(parents)
         - log_proposal
     )
-    return Batch(innovations, inner, _finite(log_weights), joint)
+    # A weight that is not a number says nothing here; the filter itself reports it.
+    log_weights = jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)
+    return Batch(innovations, inner, log_weights, joint)
 
 
 def fit(
@@ -257,41 +267,36 @@ def fit(
     problem: Problem,
     coordinates: Coordinates,
     parameters: MixtureOfExpertsParameters,
-    keys: jax.Array,
-    parents: jax.Array,
-    pilot: Batch | None,
+    noise: Noise,
 ) -> tuple[MixtureOfExpertsParameters, dict[str, jax.Array]]:
-    """Online EM from ``parameters``; one batch for each row of ``parents``.
-
-    Parameters
-    ----------
-    parameters
-        Where experts and gate start, in coordinates of the step.
-    keys, parents
-        ``(num_iterations,)`` and ``(num_iterations, n)``; one less where a pilot is given.
-    pilot
-        A batch of the transition that counts as the first; None where ``parameters`` are good
-        enough to draw the first from.
+    """Online EM from ``parameters``, in coordinates of the step; one batch a row of ``noise``.
 
     Returns
     -------
     parameters, info
-        ``kl_trace`` is ``(num_iterations,)``, the estimate of each batch.
+        ``kl_trace`` and ``ess_trace`` are ``(num_iterations,)``, estimated from each batch.
     """
     beginning = start(settings, parameters.scale.shape[-1], parameters.gate.shape[-1])
     prior = em.prior_statistics(beginning.coefficients, beginning.scale)
-    schedule = settings.num_iterations
 
-    def update(
-        carried: tuple[em.Statistics, MixtureOfExpertsParameters], batch: Batch, index: Any
-    ) -> tuple[tuple[em.Statistics, MixtureOfExpertsParameters], tuple[jax.Array, jax.Array]]:
-        statistics, current = carried
-        step = (jnp.asarray(index, prior.dtype) + 1.0) ** -settings.step_exponent
+    def body(
+        carried: tuple[em.Statistics, MixtureOfExpertsParameters, jax.Array],
+        row: tuple[jax.Array, Noise],
+    ) -> tuple[Any, tuple[jax.Array, jax.Array]]:
+        (statistics, current, age), (is_early, numbers) = carried, row
+        batch = _draw(settings, problem, coordinates, current, numbers)
+        step = (age + 1.0) ** -settings.step_exponent
         ess, kl = effective_sample_size(batch.log_weights), entropy_kl(batch.log_weights)
-        # Few particles that carry all of the target say where it lies, not how wide it is.
-        exponent = 0.2 + 0.8 * jnp.asarray(index, prior.dtype) / max(schedule - 1, 1)
-        exponent = jnp.where(ess < settings.tempering_ess, exponent, 1.0)
-        weights = em.particle_weights(settings.divergence, exponent * batch.log_weights)
+        log_weights, age = batch.log_weights, age + 1.0
+        is_lost = ess < settings.tempering_ess
+        if settings.tempering_ess > 0:
+            log_weights = jax.lax.cond(
+                is_lost,
+                lambda found: _tempered(found, settings.tempering_ess),
+                lambda found: found,
+                log_weights,
+            )
+        weights = em.particle_weights(settings.divergence, log_weights)
         # Where every weight is zero nothing was learnt.
         is_known = jnp.isfinite(weights.sum())
         weights = jnp.where(is_known, weights, 0.0)
@@ -305,6 +310,10 @@ def fit(
         )
         statistics = em.blended(statistics, new, jnp.where(is_known, step, 0.0))
         coefficients, scale = em.maximised(statistics, prior, settings.kappa)
+        # A batch far from the target tells the way, and nothing of the width: the next looks as
+        # widely, and forgets it. In the end it may be ancestors that are few, not draws.
+        scale = jnp.where(is_lost & is_early, beginning.scale, scale)
+        age = jnp.where(is_lost, 0.0, age)
         gate = current.gate
         if settings.num_experts > 1:
             gate = em.gate_step(
@@ -316,38 +325,38 @@ def fit(
                 kappa=settings.kappa,
             )
         current = MixtureOfExpertsParameters(gate, coefficients, scale)
-        return (statistics, current), (kl, ess / len(batch.log_weights))
+        return (statistics, current, age), (kl, ess / len(batch.log_weights))
 
-    def body(carried: Any, row: tuple) -> tuple[Any, Any]:
-        index, key, chosen = row
-        batch = _draw(settings, problem, coordinates, carried[1], key, chosen)
-        return update(carried, batch, index)
-
-    carried = (
-        em.Statistics(
-            jnp.zeros(settings.num_experts, prior.dtype),
-            jnp.zeros_like(prior),
-            jnp.zeros((parameters.gate.shape[-1],) * 2, prior.dtype),
-        ),
-        parameters,
+    nothing = em.Statistics(
+        jnp.zeros(settings.num_experts, prior.dtype),
+        jnp.zeros_like(prior),
+        jnp.zeros((parameters.gate.shape[-1],) * 2, prior.dtype),
     )
-    traces = []
-    if pilot is not None:
-        carried, first = update(carried, pilot, 0)
-        traces.append(jax.tree.map(lambda value: value[None], first))
-    indices = jnp.arange(int(pilot is not None), schedule)
-    carried, rest = jax.lax.scan(body, carried, (indices, keys, parents))
-    traces.append(rest)
-    kl, ess = (jnp.concatenate(parts) for parts in zip(*traces, strict=True))
-    statistics, found = carried
-    info = {
+    carried = (nothing, parameters, jnp.zeros((), prior.dtype))
+    is_early = jnp.arange(settings.num_iterations) < settings.num_iterations // 2
+    (statistics, found, _), (kl, ess) = jax.lax.scan(body, carried, (is_early, noise))
+    return found, {
         "kl_trace": kl,
         "ess_trace": ess,
-        "active_experts": (statistics.counts * parents.shape[-1] > 1.0).sum(),
+        "active_experts": (statistics.counts * noise.parents.shape[1] > 1.0).sum(),
     }
-    return found, info
 
 
-def _finite(log_weights: jax.Array) -> jax.Array:
-    """A weight that is not a number says nothing here; the filter itself reports it."""
-    return jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)
+def _tempered(log_weights: jax.Array, ess: float) -> jax.Array:
+    """``log_weights`` times the power that leaves ``ess`` effective particles, found by bisection.
+
+    Few particles that carry all of the target say little. With more of them weighed, each batch
+    moves towards it, and the next is drawn from there.
+    """
+    centred = log_weights - log_weights.max()
+
+    def halve(_: Any, interval: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = interval
+        middle = 0.5 * (low + high)
+        enough = effective_sample_size(jnp.exp2(middle) * centred) > ess
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    # Powers of two from −30, where all weights that are not zero are equal, to 0.
+    ends = (jnp.full_like(centred[0], -30.0), jnp.zeros_like(centred[0]))
+    power, _ = jax.lax.fori_loop(0, 12, halve, ends)
+    return jnp.exp2(power) * centred

@@ -60,10 +60,10 @@ class AdaptiveProposal(Proposal):
     r"""The proposal of the adaptive auxiliary particle filter: a mixture of experts for each step.
 
     At each time `num_iterations` batches of `num_adaptation_particles` draws are made from the
-    current kernel, the first from the transition; each blends its sufficient statistics into those
-    so far with step (l + 1)^−`step_exponent`, and experts and gate follow. These draws are used for
-    nothing else, so that the evidence stays unbiased. A step costs O(N) once more than that of a
-    filter that does not adapt, plus an amount that does not depend on N.
+    kernel so far, the first from experts at the transition; each blends its sufficient statistics
+    into those before it with step (l + 1)^−`step_exponent`, and experts and gate follow. These
+    draws are used for nothing else, so that the evidence stays unbiased. A step costs O(N) once
+    more than that of a filter that does not adapt, plus an amount that does not depend on N.
 
     A fit lowers the divergence of its own draws; that alone does not make a good filter. Experts
     with too little to learn from become narrow, and what falls outside them has enormous weights:
@@ -108,8 +108,8 @@ class AdaptiveProposal(Proposal):
         First-stage weights ψ: ``"none"``, ``"exact"`` (the model's ``log_predictive``) or
         ``"lookahead"`` (its ``log_lookahead``); cut at its ``log_emission_supremum``.
     tempering_ess : float
-        A batch with fewer effective particles than this has its log-weights multiplied by a factor
-        that rises from 0.2 to 1 over the iterations.
+        A batch with fewer effective particles than this has its weights raised to a power that
+        leaves about so many; 0 never.
     adapt_when : str
         ``"always"``; ``"never"`` (the transition moves particles); ``"kl"`` or ``"ess"``, at times
         when N₀ draws of the transition have a divergence above `kl_threshold`, or an effective
@@ -184,6 +184,11 @@ class AdaptiveProposal(Proposal):
             raise ValueError(
                 "features must be 'transition_mean', 'state' or a function of (states, time, "
                 f"observation), got {self.features!r}."
+            )
+        if self.num_experts > 1 and self.offset == 0 and self.gate_strength == 0:
+            raise ValueError(
+                "offset and gate_strength are both 0, so that all experts start alike and stay "
+                "so; set offset to 1.0, or num_experts to 1."
             )
         value_at_zero(f_divergence(self.divergence))
 
@@ -359,26 +364,20 @@ class AdaptiveProposal(Proposal):
     ) -> tuple[MixtureOfExpertsParameters, jax.Array, dict[str, jax.Array]]:
         """Parameters, ε of the coming move, and what to report."""
         settings = self._fit_settings
-        coordinates = fitting.Coordinates.of(problem, parents[0])
-        beginning = fitting.start(settings, len(coordinates.scale), len(coordinates.centre))
         pilot_key, key = jax.random.split(key)
-        is_fresh, pilot = self.start == "fresh", None
-        if is_fresh or self.adapt_when in ("kl", "ess"):
-            pilot = fitting.draw_prior(
-                settings, problem, coordinates, beginning, pilot_key, parents[0]
-            )
 
         def learn() -> tuple:
-            begin, first = beginning, pilot
-            if not is_fresh:
-                known = coordinates.inner(previous)
+            coordinates = fitting.Coordinates.of(problem, parents[0])
+            dim, num_features = coordinates.base.shape
+            begin = fitting.start(settings, dim, num_features)
+            if self.start == "warm":
                 begin = jax.tree.map(
-                    lambda new, old: jnp.where(fraction < 1.0, old, new), beginning, known
+                    lambda new, old: jnp.where(fraction < 1.0, old, new),
+                    begin,
+                    coordinates.inner(previous),
                 )
-                first = None
-            rows = parents if first is None else parents[1:]
-            keys = jax.random.split(key, self.num_iterations)[: len(rows)]
-            found, info = fitting.fit(settings, problem, coordinates, begin, keys, rows, first)
+            noise = fitting.make_noise(settings, problem, key, parents, dim)
+            found, info = fitting.fit(settings, problem, coordinates, begin, noise)
             share = jnp.full_like(fraction, self.defensive_fraction)
             return coordinates.outer(found), share, info | {"adapted": jnp.ones((), bool)}
 
@@ -392,18 +391,21 @@ class AdaptiveProposal(Proposal):
             return learn()
         if self.adapt_when == "every":
             needed = jnp.asarray(time) % self.interval == 0
-        elif self.adapt_when == "kl":
-            needed = entropy_kl(pilot.log_weights) > self.kl_threshold
         else:
-            ess = effective_sample_size(pilot.log_weights)
-            needed = ess < self.ess_threshold * self.num_adaptation_particles
+            values = problem.sample(pilot_key, parents[0])
+            pilot = problem.log_emission(values) - problem.log_adjustments(parents[0])
+            if self.adapt_when == "kl":
+                needed = entropy_kl(pilot) > self.kl_threshold
+            else:
+                least = self.ess_threshold * self.num_adaptation_particles
+                needed = effective_sample_size(pilot) < least
         return jax.lax.cond(needed, learn, skip)
 
     def _rows_of_batches(self, key: jax.Array, count: int) -> jax.Array:
         """``(num_iterations, num_adaptation_particles)``: places in a sorted cloud, evenly."""
         size = self.num_adaptation_particles
-        offsets = jax.random.randint(key, (self.num_iterations, 1), 0, count)
-        places = (jnp.arange(size) * max(count // size, 1))[None, :] + offsets
+        offsets = jax.random.bits(key, (self.num_iterations, 1), jnp.uint32) % count
+        places = (jnp.arange(size) * max(count // size, 1))[None, :] + offsets.astype(jnp.int32)
         return jnp.sort(places % count, axis=1)
 
     def _features(
