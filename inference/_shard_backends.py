@@ -10,12 +10,14 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from functools import lru_cache
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bayesdiv._mixture_of_experts import MixtureOfExpertsParameters
 from bayesdiv.inference._shard_tasks import (
     LocalFit,
     ShardDescription,
@@ -28,15 +30,16 @@ from bayesdiv.inference._shard_tasks import (
 )
 from bayesdiv.inference.moe_em import fit_experts
 
-__all__ = ["ShardBackend", "open_backend"]
+__all__ = ["ONE_THREAD", "ShardBackend", "describe", "fit", "open_backend", "sample"]
 
-# One thread a worker: as many workers as cores would otherwise start cores² threads.
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
 }
+"""Environment of a worker with one thread; many with more would start cores² threads."""
+
 # How often a shard that was lost with its worker is sent again.
 _MAX_SENDINGS = 4
 
@@ -215,20 +218,15 @@ class InProcess:
                 jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves), dtype), *starts)
             )
 
-        def fit(key: Any, predictors: Any, outcome: Any, weights: Any, start: Any = None) -> Any:
-            return fit_experts(
-                key,
-                predictors,
-                outcome,
-                first.num_experts,
-                experts=first.experts,
-                weights=weights,
-                start=start,
-                **dict(first.settings),
-            )
-
         begin = time.perf_counter()
-        compiled = jax.jit(jax.vmap(fit)).lower(*arrays).compile()
+        compiled = _compiled(
+            predictors.shape,
+            first.num_experts,
+            first.experts,
+            first.settings,
+            first.start is None,
+            jnp.dtype(dtype).name,
+        )
         ready, cpu = time.perf_counter(), time.process_time()
         fits = jax.block_until_ready(compiled(*arrays))
         # All run to the end together: each has its share of the time.
@@ -244,6 +242,39 @@ class InProcess:
             )
             for place, index in enumerate(tasks)
         }
+
+
+@lru_cache(maxsize=16)
+def _compiled(
+    shape: tuple[int, int, int],
+    num_experts: int,
+    experts: str,
+    settings: tuple[tuple[str, Any], ...],
+    is_random_start: bool,  # noqa: FBT001 - part of a cache's key
+    dtype: str,
+) -> Callable[..., Any]:
+    """EM of ``(shards, rows, dim)`` at once, compiled."""
+
+    def fit(key: Any, predictors: Any, outcome: Any, weights: Any, start: Any = None) -> Any:
+        return fit_experts(
+            key,
+            predictors,
+            outcome,
+            num_experts,
+            experts=experts,
+            weights=weights,
+            start=start,
+            **dict(settings),
+        )
+
+    shards, _, dim = shape
+    keys = jax.random.split(jax.random.key(0), shards)
+    arrays = [jax.ShapeDtypeStruct(part, dtype) for part in (shape, shape[:2], shape[:2])]
+    if not is_random_start:
+        matrix = jax.ShapeDtypeStruct((shards, num_experts, dim + 1), dtype)
+        scale = jax.ShapeDtypeStruct((shards, num_experts), dtype) if experts == "normal" else None
+        arrays.append(MixtureOfExpertsParameters(matrix, matrix, scale))
+    return jax.jit(jax.vmap(fit)).lower(keys, *arrays).compile()
 
 
 def describe(backend: ShardBackend, sizes: Sequence[int], experts: str) -> list[ShardDescription]:

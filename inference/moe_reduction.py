@@ -31,7 +31,12 @@ import numpy as np
 from bayesdiv._mixture_of_experts import MixtureOfExpertsParameters
 from bayesdiv.divergences import FDivergence
 from bayesdiv.inference._ground_cost_updates import Experts, TransportPlan
-from bayesdiv.inference._ground_costs import GroundCost, get_ground_cost, list_ground_costs
+from bayesdiv.inference._ground_costs import (
+    GaussianForwardKL,
+    GroundCost,
+    get_ground_cost,
+    list_ground_costs,
+)
 from bayesdiv.inference._pooled_experts import PooledExperts, pool_experts, warn_if_saturated
 from bayesdiv.inference._reduction_baselines import BASELINES, baseline
 from bayesdiv.inference._reduction_result import (
@@ -60,6 +65,8 @@ from bayesdiv.inference._transport_divergence import expected_divergence
 
 __all__ = [
     "BASELINES",
+    "Experts",
+    "GaussianForwardKL",
     "GroundCost",
     "ModelDistances",
     "PooledExperts",

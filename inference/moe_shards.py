@@ -22,11 +22,12 @@ from bayesdiv import _mixture_of_experts as formulas
 from bayesdiv._mixture_of_experts import MixtureOfExpertsParameters
 from bayesdiv.inference import _shard_backends as backends
 from bayesdiv.inference._pooled_experts import check_support
+from bayesdiv.inference._shard_backends import ONE_THREAD
 from bayesdiv.inference._shard_tasks import LocalFit, ShardDescription, ShardTask
 from bayesdiv.inference.moe_em import EMSettings
 from bayesdiv.inference.moe_reduction import Reduction, TransportReduction
 
-__all__ = ["DistributedFit", "LocalFit", "density_weights", "fit_distributed"]
+__all__ = ["ONE_THREAD", "DistributedFit", "LocalFit", "density_weights", "fit_distributed"]
 
 
 class DistributedFit(NamedTuple):
