@@ -276,7 +276,8 @@ def _weigh(
         log_evidence_increment=increment,
         ess=ess,
         kl=math.log(count) + jnp.where(is_dead, -math.log(count), log_ratio),
-        max_weight=jnp.max(weights) / total,
+        # The largest is 1 before it is normalised.
+        max_weight=1.0 / total,
         mean=mean,
         variance=variance,
         **report,
