@@ -273,17 +273,19 @@ def _fit(
 
 def _best_start(key: jax.Array, data: EMData, settings: EMSettings) -> tuple[EMState, jax.Array]:
     """The best of the random starts after the short run, and all their objectives."""
-    num_starts = 1 if settings.num_experts == 1 else settings.num_starts
+    if settings.num_experts == 1 or settings.num_starts == 1:
+        state = em_init(key, data, settings=settings)
+        return state, state.objective[None]
 
     def short_run(key: jax.Array) -> EMState:
         return jax.lax.scan(
             lambda state, _: (em_step(state, data, settings=settings)[0], None),
             em_init(key, data, settings=settings),
             None,
-            length=0 if num_starts == 1 else settings.short_iterations,
+            length=settings.short_iterations,
         )[0]
 
-    states = jax.vmap(short_run)(jax.random.split(key, num_starts))
+    states = jax.vmap(short_run)(jax.random.split(key, settings.num_starts))
     scores = jnp.where(jnp.isnan(states.objective), -jnp.inf, states.objective)
     best = jnp.argmax(scores)
     return jax.tree.map(lambda leaf: leaf[best], states), states.objective
