@@ -278,12 +278,14 @@ def _draw_costs(outcomes: Sequence[Outcome], path: Path, first: str) -> None:
     found = next(o for o in shown if o.size == largest)
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
-    costs = np.maximum(found.arrays["distances"], 1e-4)
+    # The medoid's own distance is 0.
+    costs = found.arrays["distances"][found.arrays["distances"] > 0.0]
     bins = np.geomspace(costs.min(), costs.max() * 1.01, 40)
     axis.hist(costs, bins=bins, color="#0072B2")
     threshold = float(found.arrays["threshold"])
     axis.axvline(threshold, color="#D55E00", label=f"threshold, {threshold:.2g}")
-    axis.set(xscale="log", xlabel="T(shard, medoid), nats", ylabel=f"shards of {largest}")
+    axis.set(xscale="log", xlabel="T(shard, medoid), nats", ylabel=f"shards, of {largest}")
+    axis.yaxis.get_major_locator().set_params(integer=True)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
     figure.savefig(path, dpi=110)

@@ -8,6 +8,8 @@ never form the dense array (rows, local experts, reduced experts).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -36,12 +38,18 @@ class Experts(NamedTuple):
     """``coefficients`` ``(experts, features)``, ``scale`` ``(experts,)`` or None; for local ones
     also ``places`` ``(rows, experts)``, their means or logits on the support."""
 
-    coefficients: jax.Array
-    scale: jax.Array | None
-    places: jax.Array | None = None
+    coefficients: Any
+    scale: Any
+    places: Any = None
 
 
-class TransportPlan(NamedTuple):
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("mass", "expert", "local"),
+    meta_fields=("num_experts",),
+)
+@dataclass(frozen=True, eq=False)
+class TransportPlan:
     """Where the mass of every local expert goes at every row of the support.
 
     Attributes
@@ -71,13 +79,6 @@ class TransportPlan(NamedTuple):
             ],
             axis=1,
         )
-
-
-jax.tree_util.register_pytree_node(
-    TransportPlan,
-    lambda plan: (tuple(plan[:3]), plan.num_experts),
-    lambda num_experts, arrays: TransportPlan(*arrays, num_experts),
-)
 
 
 def places_of(features: jax.Array, coefficients: jax.Array) -> jax.Array:

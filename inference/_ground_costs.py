@@ -26,6 +26,7 @@ from bayesdiv.divergences import (
     get_divergence,
     list_divergences,
 )
+from bayesdiv.divergences._categorical import require_f_divergence
 from bayesdiv.divergences._gaussian import alpha_terms
 from bayesdiv.inference._gaussian_quadrature import gaussian_quadrature
 from bayesdiv.inference._ground_cost_updates import (
@@ -242,6 +243,8 @@ _GAUSSIAN: dict[str, Callable[..., GroundCost]] = {
     "wasserstein2": GaussianWasserstein2,
     "renyi": GaussianRenyi,
 }
+
+
 def _is_bounded(divergence: FDivergence) -> bool:
     """Whether D is at most f(0) + f'(∞) < ∞, and f smooth."""
     ends = divergence.value_at_zero, divergence.slope_at_infinity
@@ -250,7 +253,7 @@ def _is_bounded(divergence: FDivergence) -> bool:
 
 def list_ground_costs(experts: str = "normal") -> list[str]:
     """Names that `get_ground_cost` knows for ``experts``, "normal" or "bernoulli"."""
-    members = {name: get_divergence(name) for name in list_divergences("f")}
+    members = {name: require_f_divergence(name) for name in list_divergences("f")}
     # f that jumps in slope has no update by curvature.
     shared = [name for name, member in members.items() if member.has_path_gradient]
     if experts == "bernoulli":
@@ -295,7 +298,7 @@ def get_ground_cost(
             )
         if experts == "normal" and cost in _GAUSSIAN:
             return _GAUSSIAN[cost](**parameters)
-        divergence = get_divergence(cost, **parameters)
+        divergence = require_f_divergence(get_divergence(cost, **parameters))
     elif isinstance(cost, FDivergence):
         divergence = cost
     else:

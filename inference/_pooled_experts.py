@@ -253,8 +253,6 @@ def _check_models(
 ) -> tuple[MixtureOfExpertsParameters, ...]:
     if experts not in ("normal", "bernoulli"):
         raise ValueError(f"experts must be 'normal' or 'bernoulli' to be reduced, got {experts!r}.")
-    if isinstance(models, MixtureOfExpertsParameters):
-        models = [models]
     if not len(models):
         raise ValueError("models must hold at least one fitted model, got none.")
     for index, model in enumerate(models):

@@ -113,9 +113,8 @@ def _ordered(model: MixtureOfExpertsParameters) -> MixtureOfExpertsParameters:
 def _stacked(models: Sequence[MixtureOfExpertsParameters]) -> tuple:
     gates = np.stack([model.gate for model in models])
     coefficients = np.stack([model.coefficients for model in models])
-    if models[0].scale is None:
-        return gates, coefficients, None
-    return gates, coefficients, np.stack([model.scale for model in models])
+    scales = [model.scale for model in models if model.scale is not None]
+    return gates, coefficients, np.stack(scales) if scales else None
 
 
 def _average(

@@ -201,7 +201,8 @@ def greedy_groups(pooled: PooledExperts, num_experts: int) -> np.ndarray:
     alive = np.ones(len(share), bool)
     np.fill_diagonal(loss, np.inf)
     while alive.sum() > num_experts:
-        first, second = sorted(np.unravel_index(np.argmin(loss), loss.shape))
+        place = np.unravel_index(np.argmin(loss), loss.shape)
+        first, second = sorted(int(index) for index in place)
         total = share[first] + share[second]
         parts = share[[first, second]] / total
         gap = coefficients[first] - coefficients[second]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import lru_cache
 from typing import Any, Protocol
@@ -111,7 +111,8 @@ class OnDask:
     ) -> None:
         from distributed import Client, LocalCluster
 
-        self.shards, self.remote = shards, {}
+        self.shards = shards
+        self.remote: dict[int, Any] = {}
         self.cluster, self.is_own = None, not _is_dask_client(backend)
         if not self.is_own:
             self.client = backend
@@ -269,7 +270,9 @@ def _compiled(
 
     shards, _, dim = shape
     keys = jax.random.split(jax.random.key(0), shards)
-    arrays = [jax.ShapeDtypeStruct(part, dtype) for part in (shape, shape[:2], shape[:2])]
+    arrays: list[Any] = [
+        jax.ShapeDtypeStruct(part, dtype) for part in (shape, shape[:2], shape[:2])
+    ]
     if not is_random_start:
         matrix = jax.ShapeDtypeStruct((shards, num_experts, dim + 1), dtype)
         scale = jax.ShapeDtypeStruct((shards, num_experts), dtype) if experts == "normal" else None
@@ -283,7 +286,7 @@ def describe(backend: ShardBackend, sizes: Sequence[int], experts: str) -> list[
     return _in_order(backend.run(describe_shard, tasks))
 
 
-def sample(backend: ShardBackend, counts: Sequence[int], seed: int) -> np.ndarray:
+def sample(backend: ShardBackend, counts: Iterable[int], seed: int) -> np.ndarray:
     """The support: ``counts`` rows of the shards, ``(rows, dim)``."""
     tasks = {index: (index, count, seed) for index, count in enumerate(counts) if count}
     return np.concatenate(_in_order(backend.run(sample_shard, tasks)))
@@ -291,7 +294,7 @@ def sample(backend: ShardBackend, counts: Sequence[int], seed: int) -> np.ndarra
 
 def fit(backend: ShardBackend, tasks: Sequence[ShardTask]) -> dict[int, LocalFit]:
     """The fits that ``tasks`` ask for, by the shard's index."""
-    return backend.run(fit_shard, {task.index: (task,) for task in tasks})
+    return backend.run(fit_shard, {task.shard_index: (task,) for task in tasks})
 
 
 def _in_order(found: Mapping[int, Any]) -> list[Any]:

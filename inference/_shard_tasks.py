@@ -35,7 +35,7 @@ __all__ = [
 class ShardTask(NamedTuple):
     """What every worker is told of the fit: settings, and the key's data, which pickles."""
 
-    index: int
+    shard_index: int
     key_data: np.ndarray
     num_experts: int
     experts: str
@@ -119,7 +119,7 @@ def sample_shard(shard: Any, index: int, num_rows: int, seed: int) -> np.ndarray
 
 def fit_shard(shard: Any, task: ShardTask) -> LocalFit:
     """EM on one shard, from random starts or from ``task.start``."""
-    predictors, outcome = shard_rows(shard, task.index)
+    predictors, outcome = shard_rows(shard, task.shard_index)
     with jax.enable_x64(task.use_x64), warnings.catch_warnings():
         # Described, and warned of, already.
         warnings.simplefilter("ignore", UserWarning)

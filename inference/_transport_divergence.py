@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from bayesdiv._mixture_of_experts import MixtureOfExpertsParameters
@@ -63,7 +62,8 @@ def expected_divergence(
     if coupling not in ("relaxed", "exact"):
         raise ValueError(f"coupling must be 'relaxed' or 'exact', got {coupling!r}.")
     ground_cost = get_ground_cost(cost, experts=experts)
-    pooled = pool_experts(p, weights, support, experts=experts)
+    models = [p] if isinstance(p, MixtureOfExpertsParameters) else p
+    pooled = pool_experts(models, weights, support, experts=experts)
     # Checked as a model of its own, and for its gates.
     other = pool_experts([q], None, support, experts=experts)
     reduced = pooled.experts_of(other.parameters[0])
@@ -77,10 +77,9 @@ def expected_divergence(
             pooled.local.places[:, :, None],
             None if pooled.local.scale is None else pooled.local.scale[:, None],
             places[:, None, :],
-            None if reduced.scale is None else jnp.asarray(reduced.scale),
-        ),
-        float,
-    )
+            reduced.scale,
+        )
+    ).astype(float)
     sources, targets = (_rows(part.mass) for part in (pooled, other))
     return float(
         np.mean(

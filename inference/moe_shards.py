@@ -198,22 +198,15 @@ def fit_distributed(
                 np.stack([description.covariance for description in descriptions]),
                 weights,
             )
-        reduced, refitted, spent, cpu_spent = None, (), 0.0, 0.0
-        for _ in range(2 if refit else 1):
-            models = [fit.parameters for fit in fits]
-            start, cpu = time.perf_counter(), time.process_time()
-            reduced = reduction.run(
-                start_key, models, support, weights=weights, num_experts=num_experts
-            )
-            spent += time.perf_counter() - start
-            cpu_spent += time.process_time() - cpu
-            flagged = np.flatnonzero(reduced.distances.flags)
-            if not refit or refitted or not len(flagged):
-                break
-            refitted = tuple(flagged.tolist())
+        reduced, spent = _reduced(reduction, start_key, fits, support, weights, num_experts)
+        refitted: tuple[int, ...] = ()
+        if refit and reduced.distances.flags.any():
+            refitted = tuple(np.flatnonzero(reduced.distances.flags).tolist())
             again = _again(tasks, refitted, reduced.parameters)
             for index, fit in backends.fit(opened, again).items():
                 fits[index] = _added(fits[index], fit)
+            reduced, more = _reduced(reduction, start_key, fits, support, weights, num_experts)
+            spent = {name: spent[name] + more[name] for name in spent}
     finally:
         opened.close()
     return DistributedFit(
@@ -228,8 +221,7 @@ def fit_distributed(
             "local_sum": sum(fit.seconds for fit in fits),
             "local_cpu_max": max(fit.cpu_seconds for fit in fits),
             "local_compile_max": max(fit.compile_seconds for fit in fits),
-            "reduction": spent,
-            "reduction_cpu": cpu_spent,
+            **spent,
             "total": time.perf_counter() - begin,
         },
     )
@@ -252,9 +244,27 @@ def density_weights(
         whitened = np.linalg.solve(factor, (support - mean).T)
         log_density = -0.5 * (whitened**2).sum(axis=0) - np.log(np.diag(factor)).sum()
         scores.append(np.log(weight) + log_density)
-    scores = np.stack(scores, axis=1)
-    shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+    columns = np.stack(scores, axis=1)
+    shares = np.exp(columns - columns.max(axis=1, keepdims=True))
     return shares / shares.sum(axis=1, keepdims=True)
+
+
+def _reduced(
+    reduction: TransportReduction,
+    key: Any,
+    fits: Sequence[LocalFit],
+    support: np.ndarray,
+    weights: np.ndarray,
+    num_experts: int,
+) -> tuple[Reduction, dict[str, float]]:
+    """The reduction of ``fits``, and its time."""
+    start, cpu = time.perf_counter(), time.process_time()
+    models = [fit.parameters for fit in fits]
+    found = reduction.run(key, models, support, weights=weights, num_experts=num_experts)
+    return found, {
+        "reduction": time.perf_counter() - start,
+        "reduction_cpu": time.process_time() - cpu,
+    }
 
 
 def _local_sizes(
@@ -297,7 +307,7 @@ def _tasks(key: Any, sizes: Sequence[int], experts: str, settings: dict) -> list
             size,
             experts,
             options,
-            jax.config.jax_enable_x64,
+            jnp.result_type(float) == jnp.float64,
         )
         for index, size in enumerate(sizes)
     ]
