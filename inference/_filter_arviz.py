@@ -52,7 +52,7 @@ def filter_to_arviz(
         "sample_stats": {key: value[:, None] for key, value in stats.items()},
         "log_likelihood": {"observation": by_run(increments)[:, None]},
     }
-    dims = {key: ["time"] for key in (name, "observation", *stats)}
+    dims: dict[str, list[str | None]] = {key: ["time"] for key in (name, "observation", *stats)}
     if observations is not None:
         variables["observed_data"] = {"observation": as_numpy(observations)}
     groups = Groups(variables, dims)

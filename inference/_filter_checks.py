@@ -67,7 +67,8 @@ def log_density(distribution: Any, value: jax.Array, name: str, count: int) -> j
             f"{name}.log_prob must return shape ({count},), one a particle, got "
             f"{jnp.shape(found)}; {_ADVICE}."
         )
-    support = elements = getattr(distribution, "support", None)
+    support = getattr(distribution, "support", None)
+    elements: Any = support
     while hasattr(elements, "base_constraint"):
         elements = elements.base_constraint
     if support is None or elements is constraints.real:

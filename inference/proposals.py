@@ -30,18 +30,20 @@ class Proposal(Protocol):
     `adapt`, then (after resampling) `distribution` with the state that `adapt` returned; at
     time 0 `adapt_initial` and `initial_distribution`. At a missing observation it calls none of
     them: particles move by the transition.
-
-    Attributes
-    ----------
-    is_transition : bool
-        Whether r is the model's own transition and initial law, exactly. The filter then leaves
-        the ratio q / r out instead of computing that it is 1.
-    adjusts_weights : bool
-        Whether ψ may differ from 1; where False the filter does not call `log_adjustments`.
     """
 
-    is_transition: bool = False
-    adjusts_weights: bool = True
+    @property
+    def is_transition(self) -> bool:
+        """Whether r is the model's own transition and initial law, exactly.
+
+        The filter then leaves the ratio q / r out instead of computing that it is 1.
+        """
+        return False
+
+    @property
+    def adjusts_weights(self) -> bool:
+        """Whether ψ may differ from 1; where not, the filter does not call `log_adjustments`."""
+        return True
 
     def init(self, model: Any, num_particles: int) -> Any:
         """What the proposal carries from one time to the next: any pytree of arrays."""

@@ -285,7 +285,9 @@ def log_evidence(
 def _joined(first: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
     """Histories with time 0 in front; what adaptation reports at later times only is NaN there."""
     adapted, first_adapted = later.pop("adaptation"), first.pop("adaptation")
-    joined = {name: jnp.concatenate([first[name][None], values]) for name, values in later.items()}
+    joined: dict[str, Any] = {
+        name: jnp.concatenate([first[name][None], values]) for name, values in later.items()
+    }
     joined["adaptation"] = {}
     for name, values in adapted.items():
         entry = first_adapted.get(name)
