@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
 
 from bayesdiv._mixture_of_experts import MixtureOfExpertsParameters
+from bayesdiv.inference import _adaptive_checks as checks
 from bayesdiv.inference import _adaptive_fit as fitting
+from bayesdiv.inference import _adaptive_problems as problems
 from bayesdiv.inference._defensive_mixture import DefensiveMixture
 from bayesdiv.inference._online_em import value_at_zero
 from bayesdiv.inference.proposal_criteria import effective_sample_size, entropy_kl, f_divergence
@@ -169,9 +170,9 @@ class AdaptiveProposal(Proposal):
 
     def __post_init__(self) -> None:
         for name in ("num_experts", "num_adaptation_particles", "num_iterations", "interval"):
-            _check_count(name, getattr(self, name))
-        for name, (low, high) in _RANGES.items():
-            _check_range(name, getattr(self, name), low, high)
+            checks.check_count(name, getattr(self, name))
+        for name, (low, high) in checks.RANGES.items():
+            checks.check_range(name, getattr(self, name), low, high)
         for name, known in (
             ("experts", ("normal", "student_t")),
             ("start", ("fresh", "warm")),
@@ -203,10 +204,10 @@ class AdaptiveProposal(Proposal):
     def init(self, model: Any, num_particles: int) -> AdaptiveProposalState:
         """Kernels that are not fitted yet, and ε = 1."""
         law = model.initial()
-        _check_law(law, "initial")
+        checks.check_law(law, "initial")
         states = jax.ShapeDtypeStruct((num_particles, *law.event_shape), jnp.result_type(float))
         dim = math.prod(law.event_shape)
-        num_features = 1 + self._count_features(model, states)
+        num_features = 1 + problems.count_features(self.features, model, states)
         most = self.num_experts * num_features
         if self.num_adaptation_particles < most:
             raise ValueError(
@@ -223,21 +224,8 @@ class AdaptiveProposal(Proposal):
         self, key: jax.Array, proposal_state: Any, model: Any, observation: jax.Array
     ) -> tuple[Any, dict[str, jax.Array]]:
         law = model.initial()
-        shape = law.event_shape
-
-        def moments(parents: jax.Array) -> tuple[jax.Array, jax.Array]:
-            means, covariance = _moments(law)
-            return jnp.broadcast_to(means, (len(parents), len(covariance))), covariance
-
         dtype = proposal_state.fraction.dtype
-        problem = fitting.Problem(
-            sample=lambda key, parents: _rows(law.sample(key, (len(parents),))),
-            log_transition=lambda values, parents: law.log_prob(values.reshape(-1, *shape)),
-            log_emission=_emission(model, 0, shape, observation),
-            features=lambda parents: jnp.ones((len(parents), 1), dtype),
-            moments=moments,
-            log_adjustments=lambda parents: jnp.zeros(len(parents), dtype),
-        )
+        problem = problems.of_initial_law(law, model, observation, dtype)
         parents = jnp.zeros((self.num_iterations, self.num_adaptation_particles), jnp.int32)
         found, fraction, info = self._adapt(
             key,
@@ -262,21 +250,9 @@ class AdaptiveProposal(Proposal):
     ) -> tuple[Any, dict[str, jax.Array]]:
         if self.adapt_when == "never":
             return proposal_state, {}
-        shape = states.shape[1:]
-        _check_law(jax.eval_shape(lambda: model.transition(states, time)), "transition")
-
-        def law(parents: jax.Array) -> Any:
-            return model.transition(states[parents], time)
-
-        problem = fitting.Problem(
-            sample=lambda key, parents: _rows(law(parents).sample(key)),
-            log_transition=lambda values, parents: law(parents).log_prob(
-                values.reshape(-1, *shape)
-            ),
-            log_emission=_emission(model, time, shape, observation),
-            features=lambda parents: self._features(model, time, states[parents], observation),
-            moments=lambda parents: _moments(law(parents)),
-            log_adjustments=lambda parents: log_adjustments[parents],
+        checks.check_law(jax.eval_shape(lambda: model.transition(states, time)), "transition")
+        problem = problems.of_transition(
+            model, time, states, log_adjustments, self.features, observation
         )
         ancestor_key, offset_key, key = jax.random.split(key, 3)
         first_stage = log_weights + log_adjustments
@@ -309,10 +285,8 @@ class AdaptiveProposal(Proposal):
     def initial_distribution(self, proposal_state: Any, model: Any, observation: jax.Array) -> Any:
         if self.adapt_when == "never":
             return model.initial()
-        features = jnp.ones((1,), proposal_state.fraction.dtype)
-        return self._law(
-            features, proposal_state.initial_parameters, model.initial(), proposal_state.fraction
-        )
+        _, parameters, fraction = proposal_state
+        return self._law(jnp.ones((1,), fraction.dtype), parameters, model.initial(), fraction)
 
     def distribution(
         self,
@@ -324,12 +298,9 @@ class AdaptiveProposal(Proposal):
     ) -> Any:
         if self.adapt_when == "never":
             return model.transition(states, time)
-        return self._law(
-            self._features(model, time, states, observation),
-            proposal_state.parameters,
-            model.transition(states, time),
-            proposal_state.fraction,
-        )
+        parameters, _, fraction = proposal_state
+        features = problems.features_of(self.features, model, time, states, observation)
+        return self._law(features, parameters, model.transition(states, time), fraction)
 
     def _law(
         self,
@@ -383,7 +354,7 @@ class AdaptiveProposal(Proposal):
 
         def skip() -> tuple:
             shapes = jax.eval_shape(learn)[2]
-            info = {name: _nothing(shape) for name, shape in shapes.items()}
+            info = {name: problems.nothing(shape) for name, shape in shapes.items()}
             kept = fraction if self.adapt_when == "every" else jnp.ones_like(fraction)
             return previous, kept, info
 
@@ -408,37 +379,6 @@ class AdaptiveProposal(Proposal):
         places = (jnp.arange(size) * max(count // size, 1))[None, :] + offsets.astype(jnp.int32)
         return jnp.sort(places % count, axis=1)
 
-    def _features(
-        self, model: Any, time: Any, states: jax.Array, observation: jax.Array
-    ) -> jax.Array:
-        """φ with a 1 in front, ``(n, features)``."""
-        if self.features == "state":
-            found = _rows(states)
-        elif callable(self.features):
-            found = self.features(states, time, observation)
-        elif getattr(model, "transition_mean", None) is not None:
-            found = _rows(model.transition_mean(states, time))
-        else:
-            found = _rows(model.transition(states, time).mean)
-        if found.ndim != 2 or len(found) != len(states):
-            raise ValueError(
-                "features must return one row a particle, (num_particles, num_features), got "
-                f"shape {found.shape} for {len(states)} particles."
-            )
-        return jnp.concatenate([jnp.ones((len(found), 1), found.dtype), found], axis=1)
-
-    def _count_features(self, model: Any, states: jax.ShapeDtypeStruct) -> int:
-        """Features beside the 1."""
-        if not callable(self.features):
-            return math.prod(states.shape[1:])
-
-        def features(states: jax.Array) -> jax.Array:
-            emission = model.emission(states, 0)
-            row = jnp.zeros(emission.event_shape, states.dtype)
-            return self._features(model, 1, states, row)
-
-        return jax.eval_shape(features, states).shape[1] - 1
-
     @property
     def _freedom(self) -> float | None:
         return self.degrees_of_freedom if self.experts == "student_t" else None
@@ -457,83 +397,3 @@ class AdaptiveProposal(Proposal):
             gate_strength=self.gate_strength,
             tempering_ess=self.tempering_ess,
         )
-
-
-# Intervals, a square bracket where the end belongs to it.
-_RANGES = {
-    "degrees_of_freedom": ("(2", "inf)"),
-    "step_exponent": ("(0.5", "1]"),
-    "kappa": ("[0", "inf)"),
-    "defensive_fraction": ("[0", "1)"),
-    "offset": ("[0", "inf)"),
-    "gate_strength": ("[0", "inf)"),
-    "tempering_ess": ("[0", "inf)"),
-    "kl_threshold": ("[0", "inf)"),
-    "ess_threshold": ("[0", "1]"),
-}
-
-
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}.")
-    if value < 1:
-        raise ValueError(f"{name} must be 1 or more, got {value}.")
-
-
-def _check_range(name: str, value: Any, low: str, high: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}.")
-    above = value > float(low[1:]) or (low[0] == "[" and value == float(low[1:]))
-    below = value < float(high[:-1]) or (high[-1] == "]" and value == float(high[:-1]))
-    if not (above and below):
-        raise ValueError(f"{name} must be in {low}, {high}, got {value}.")
-
-
-def _check_law(law: Any, name: str) -> None:
-    """Raise unless Gaussian experts can stand in for ``law``."""
-    if len(law.event_shape) > 1:
-        raise ValueError(
-            f"model.{name} has event shape {law.event_shape}; states must be numbers or vectors."
-        )
-    support, base = law.support, law
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    while hasattr(base, "base_dist"):
-        base = base.base_dist
-    if isinstance(base, dist.Delta):
-        raise ValueError(
-            f"model.{name} has no density: {type(base).__name__}. Let the state be the part that "
-            "is random, and compute the rest from it."
-        )
-    if support not in (dist.constraints.real, dist.constraints.real_vector):
-        raise ValueError(
-            f"model.{name} has support {support}, and experts are on all of the real line; "
-            "transform the state to be unbounded."
-        )
-
-
-def _rows(states: jax.Array) -> jax.Array:
-    """``(n, *event)`` as ``(n, dim)``."""
-    return states.reshape(len(states), -1)
-
-
-def _emission(
-    model: Any, time: Any, shape: tuple[int, ...], observation: jax.Array
-) -> Callable[[jax.Array], jax.Array]:
-    return lambda values: model.emission(values.reshape(-1, *shape), time).log_prob(observation)
-
-
-def _moments(law: Any) -> tuple[jax.Array, jax.Array]:
-    """Means ``(n, dim)`` and the mean covariance ``(dim, dim)`` of a law with n rows or none."""
-    dim = math.prod(law.event_shape)
-    means = jnp.reshape(law.mean, (-1, dim))
-    if hasattr(law, "covariance_matrix"):
-        return means, jnp.reshape(law.covariance_matrix, (-1, dim, dim)).mean(0)
-    variance = jnp.broadcast_to(law.variance, (*law.batch_shape, *law.event_shape))
-    return means, jnp.diag(jnp.reshape(variance, (-1, dim)).mean(0))
-
-
-def _nothing(shape: jax.ShapeDtypeStruct) -> jax.Array:
-    """In place of what was not computed: NaN, or zero where there is none."""
-    is_real = jnp.issubdtype(shape.dtype, jnp.floating)
-    return jnp.full(shape.shape, jnp.nan if is_real else 0, shape.dtype)

@@ -1,6 +1,5 @@
 """The adaptive auxiliary particle filter, against exact answers and where it could go wrong."""
 
-import functools
 from types import SimpleNamespace
 
 import jax
@@ -9,6 +8,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from adaptive_cases import growth_series, ring_series, tobit_series
+from adaptive_learning import cloud, kl_of, learner
 from jax.scipy.special import logsumexp
 from particle_models import KALMAN, linear_model, linear_series
 
@@ -19,7 +19,6 @@ from bayesdiv.inference.smc import ParticleFilter
 from bayesdiv.models.state_space_examples import (
     growth,
     norm_observed_walk,
-    stochastic_volatility,
     tobit,
 )
 from bayesdiv.numpyro.distributions import MixtureOfExpertsParameters
@@ -201,42 +200,6 @@ def test_never_adapting_is_the_bootstrap_exactly():
     np.testing.assert_array_equal(plain.log_evidence_increments, never.log_evidence_increments)
 
 
-def cloud(model, count=400):
-    """A weighted cloud at time 0, as the filter would hand it to ``adapt``."""
-    states = model.initial().sample(jax.random.key(5), (count,))
-    log_weights = jax.nn.log_softmax(jax.random.normal(jax.random.key(6), (count,)))
-    return states, log_weights
-
-
-def learn(proposal, model, observation, *, time=1, state=None):
-    """State and report of one call of ``adapt`` on `cloud`."""
-    states, log_weights = cloud(model)
-    state = proposal.init(model, len(states)) if state is None else state
-    zeros = jnp.zeros(len(states))
-    return proposal.adapt(
-        jax.random.key(7), state, model, time, states, log_weights, zeros, observation
-    )
-
-
-@functools.cache
-def learner(proposal, make_model=linear_model):
-    """`learn`, compiled once for all scales and observations."""
-    return jax.jit(
-        lambda scale, observation, **more: learn(proposal, make_model(scale), observation, **more)
-    )
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def kl_of(proposal, state, scale, observation):
-    """Of fresh draws from what was learnt of `linear_model`."""
-    model = linear_model(scale)
-    states, log_weights = cloud(model, 4000)
-    law = proposal.distribution(state, model, 1, states, observation)
-    moved = law.sample(jax.random.key(8))
-    ratio = model.transition(states, 1).log_prob(moved) - law.log_prob(moved)
-    return entropy_kl(log_weights + ratio + model.emission(moved, 1).log_prob(observation))
-
-
 def test_labels_do_not_matter():
     model = norm_observed_walk(0.2)
     proposal = AdaptiveProposal(num_experts=3, gate_strength=1.0)
@@ -404,82 +367,3 @@ def test_defensive_share_bounds_the_weights():
     defensive = model.transition(states, 1).sample(jax.random.key(2), (50,))
     expected = 0.2 * np.mean(np.abs(defensive - 0.5) > 0.8)
     assert far.mean() == pytest.approx(expected, abs=0.02)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"num_experts": 0}, "num_experts must be 1 or more, got 0"),
-        ({"num_iterations": 0}, "num_iterations must be 1 or more"),
-        ({"defensive_fraction": 1.0}, r"defensive_fraction must be in \[0, 1\), got 1.0"),
-        ({"defensive_fraction": -0.1}, "defensive_fraction must be in"),
-        ({"degrees_of_freedom": 2.0}, r"degrees_of_freedom must be in \(2, inf\)"),
-        ({"kappa": -1.0}, "kappa must be in"),
-        ({"kappa": float("nan")}, "kappa must be in"),
-        ({"step_exponent": 0.5}, r"step_exponent must be in \(0.5, 1\]"),
-        ({"experts": "cauchy"}, "experts must be one of .*'cauchy'"),
-        ({"lookahead": "both"}, "lookahead must be one of"),
-        ({"adapt_when": "sometimes"}, "adapt_when must be one of"),
-        ({"start": "hot"}, "start must be one of"),
-        ({"features": "position"}, "features must be 'transition_mean', 'state' or a function"),
-        ({"offset": 0.0}, "all experts start alike"),
-        ({"divergence": "reverse_kl"}, r"has f\(0\) = ∞"),
-        ({"divergence": "sinkhorn"}, "must be an f-divergence"),
-        ({"divergence": "kullback"}, "divergence must be one of"),
-    ],
-)
-def test_values_out_of_range(settings, message):
-    with pytest.raises(ValueError, match=message):
-        AdaptiveProposal(**settings)
-
-
-@pytest.mark.parametrize("name", ["num_experts", "kappa"])
-def test_values_of_the_wrong_type(name):
-    with pytest.raises(TypeError, match=f"{name} must be"):
-        AdaptiveProposal(**{name: "3"})
-
-
-def test_models_that_experts_cannot_follow():
-    def check(initial, transition=None):
-        model = linear_model(0.1)
-        model.initial = lambda: initial
-        model.transition = lambda states, time: transition
-        proposal = AdaptiveProposal(num_experts=1)
-        if transition is None:
-            proposal.init(model, 10)
-        else:
-            learn(proposal, model, 0.0, state=proposal.init(linear_model(0.1), 10))
-
-    with pytest.raises(ValueError, match="model.initial has support.*transform the state"):
-        check(dist.Exponential(1.0))
-    with pytest.raises(ValueError, match="model.initial has event shape"):
-        check(dist.Normal(jnp.zeros((2, 2)), 1.0).to_event(2))
-    with pytest.raises(ValueError, match="model.transition has no density: Delta"):
-        check(dist.Normal(0.0, 1.0), dist.Delta(jnp.zeros(400)))
-
-
-def test_batches_smaller_than_the_parameters():
-    proposal = AdaptiveProposal(num_experts=4, num_adaptation_particles=7)
-    with pytest.raises(ValueError, match="at least num_experts x features = 8"):
-        proposal.init(linear_model(0.1), 100)
-
-
-def test_lookahead_that_the_model_lacks():
-    model = stochastic_volatility(-1.0, 0.97, 0.18)
-    proposal = AdaptiveProposal(lookahead="exact")
-    with pytest.raises(ValueError, match="lookahead='exact' needs a model with log_predictive"):
-        ParticleFilter(model, proposal, num_particles=10).run(jax.random.key(0), jnp.zeros(3))
-
-
-def test_features_without_rows():
-    proposal = AdaptiveProposal(features=lambda states, time, observation: states.sum())
-    with pytest.raises(ValueError, match="features must return one row a particle"):
-        proposal.init(linear_model(0.1), 100)
-
-
-@pytest.mark.parametrize(("num_particles", "num_times"), [(1, 3), (300, 1)])
-def test_smallest_runs(num_particles, num_times):
-    proposal = AdaptiveProposal(num_experts=1, num_iterations=2)
-    particle_filter = ParticleFilter(linear_model(0.5), proposal, num_particles=num_particles)
-    result = particle_filter.run(jax.random.key(0), jnp.zeros(num_times))
-    assert np.isfinite(result.log_evidence)
