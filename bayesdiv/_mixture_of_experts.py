@@ -71,7 +71,7 @@ class MixtureOfExpertsParameters(NamedTuple):
 
     gate: Array
     coefficients: Array
-    scale: Array | None = None
+    scale: Any = None
 
 
 def dimension(parameters: MixtureOfExpertsParameters) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bayesdiv._mixture_of_experts import EXPERTS, dimension
+from bayesdiv._mixture_of_experts import EXPERTS, MixtureOfExpertsParameters, dimension
 
 __all__ = ["check_parameters", "check_positive", "check_value_shape"]
 
@@ -39,9 +39,9 @@ def check_parameters(
             f"{experts!r} and degrees_of_freedom={degrees_of_freedom!r}."
         )
     if (experts == "bernoulli") != (scale is None):
-        found = "None" if scale is None else f"an array of shape {tuple(scale.shape)}"
+        given = "None" if scale is None else f"an array of shape {tuple(scale.shape)}"
         raise ValueError(
-            f"scale must be None for experts='bernoulli' and only for them, got {found} for "
+            f"scale must be None for experts='bernoulli' and only for them, got {given} for "
             f"experts={experts!r}."
         )
     if features.ndim < 1 or gate.ndim < 2 or coefficients.ndim < 2:
@@ -57,7 +57,7 @@ def check_parameters(
             f"{tuple(coefficients.shape)}."
         )
     width, num_experts = features.shape[-1], gate.shape[-2]
-    dim = dimension(parameters)
+    dim = dimension(MixtureOfExpertsParameters(gate, coefficients, scale))
     experts_shape = (num_experts,) if dim is None else (num_experts, dim)
     wanted = {"gate": (num_experts, width), "coefficients": (*experts_shape, width)}
     if scale is not None:

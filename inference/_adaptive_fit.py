@@ -94,7 +94,7 @@ class Coordinates(NamedTuple):
     def innovations(self, outcomes: jax.Array, features: jax.Array) -> jax.Array:
         """z of x."""
         residual = outcomes - features @ self.base.T
-        inverse = solve_triangular(self.scale, jnp.eye(*self.scale.shape), lower=True)
+        inverse = solve_triangular(self.scale, jnp.eye(len(self.scale)), lower=True)
         return residual @ inverse.T
 
     @property

@@ -55,9 +55,9 @@ class FilterResult:
     adaptation: dict[str, jax.Array] = field(default_factory=dict)
     mean: jax.Array | None = None
     variance: jax.Array | None = None
-    particles: jax.Array | None = None
-    log_weights: jax.Array | None = None
-    ancestors: jax.Array | None = None
+    particles: Any = None
+    log_weights: Any = None
+    ancestors: Any = None
 
     @property
     def cv2(self) -> jax.Array:

@@ -68,7 +68,7 @@ class MixtureOfExperts(Distribution):
     [[0.0, 1.0], [1.0, 0.0]]
     """
 
-    arg_constraints = {}
+    arg_constraints: dict[str, Any] = {}
     pytree_data_fields = ("features", "parameters", "degrees_of_freedom")
     pytree_aux_fields = ("experts",)
     # The label of a draw is discrete.
