@@ -42,8 +42,8 @@ class EMStatistics(NamedTuple):
     gate_gram
         Σ w π_j (1{j = k} − π_k) φ φᵀ for j ≤ k < experts − 1, ``(pairs, features, features)``; no
         pairs where the gate takes steps of the bound.
-    gates, responsibilities
-        π and τ, ``(blocks, experts, block)``.
+    log_gates, responsibilities
+        log π and τ, ``(blocks, experts, block)``.
     """
 
     log_likelihood: jax.Array
@@ -53,7 +53,7 @@ class EMStatistics(NamedTuple):
     expert_gram: jax.Array
     gate_gradient: jax.Array
     gate_gram: jax.Array
-    gates: jax.Array
+    log_gates: jax.Array
     responsibilities: jax.Array
 
 
@@ -89,7 +89,7 @@ def collect(
         term = jnp.sum(weights * evidence) - lost
         larger = total + term
         carry = (larger, (larger - total) - term, jax.tree.map(jnp.add, sums, found))
-        return carry, (gates, responsibilities)
+        return carry, (log_gates, responsibilities)
 
     like = data.features
     zero = jnp.zeros((), like.dtype)
@@ -100,9 +100,10 @@ def collect(
         jnp.zeros((num_experts,), like.dtype),
     )
     rows = (data.features, data.outcome, data.weights)
-    (total, _, (grams, linear, counts, squares)), (gates, responsibilities) = jax.lax.scan(
-        block, (zero, zero, start), rows
-    )
+    each: tuple[jax.Array, jax.Array]
+    carry, each = jax.lax.scan(block, (zero, zero, start), rows)
+    total, _, (grams, linear, counts, squares) = carry
+    log_gates, responsibilities = each
     place = np.zeros((width, width), dtype=int)
     place[first, second] = place[second, first] = np.arange(len(first))
     matrices = jnp.moveaxis(grams, 1, 0)[:, place]
@@ -114,7 +115,7 @@ def collect(
         matrices[:num_experts],
         linear[num_experts:],
         matrices[num_experts:],
-        gates,
+        log_gates,
         responsibilities,
     )
 

@@ -55,14 +55,13 @@ def update_gate(
 
     def gain(fraction: jax.Array) -> jax.Array:
         def block(total: jax.Array, rows: tuple) -> tuple:
-            features, weights, gates, responsibilities = rows
+            features, weights, log_gates, responsibilities = rows
             change = fraction * (direction @ features)
-            # log Σ e^(a+δ)·φ − log Σ e^(a·φ), without the difference of two large numbers.
-            normaliser = jnp.log1p(jnp.sum(gates * jnp.expm1(change), axis=0))
+            normaliser = _normaliser_change(log_gates, change)
             rise = jnp.sum(responsibilities * change, axis=0) - normaliser
             return total + jnp.sum(jnp.where(weights > 0.0, weights * rise, 0.0)), None
 
-        rows = (data.features, data.weights, statistics.gates, statistics.responsibilities)
+        rows = (data.features, data.weights, statistics.log_gates, statistics.responsibilities)
         total, _ = jax.lax.scan(block, jnp.zeros((), gate.dtype), rows)
         return total - ridge * fraction * (slope + 0.5 * fraction * curvature)
 
@@ -120,9 +119,9 @@ def _logistic_step(
         def block(total: jax.Array, rows: tuple) -> tuple:
             features, outcome, weights, responsibilities = rows
             sign = 2.0 * outcome - 1.0
-            wrong = jax.nn.sigmoid(-sign * (coefficients @ features))
-            change = sign * (fractions[:, None] * direction @ features)
-            rise = -jnp.log1p(wrong * jnp.expm1(-change))
+            margin = sign * (coefficients @ features)
+            change = sign * ((fractions[:, None] * direction) @ features)
+            rise = _log_sigmoid_change(margin, change)
             shares = weights * responsibilities
             return total + jnp.sum(jnp.where(shares > 0.0, shares * rise, 0.0), axis=1), None
 
@@ -150,6 +149,25 @@ def _halved(gain: Callable[[jax.Array], jax.Array], fractions: jax.Array) -> jax
     start = (fractions, gain(fractions) >= 0.0, jnp.zeros((), int))
     fractions, accepted, _ = jax.lax.while_loop(searching, halve, start)
     return jnp.where(accepted, fractions, 0.0)
+
+
+def _normaliser_change(log_gates: jax.Array, change: jax.Array) -> jax.Array:
+    """log Σ π e^δ over experts, ``(block,)``.
+
+    Small changes take the form without a difference of large numbers. For large ones that form
+    takes the logarithm of what rounding left of 0, and would call any step a rise.
+    """
+    small = jnp.max(jnp.abs(change), axis=0) < 1.0
+    limited = jnp.clip(change, -1.0, 1.0)
+    near = jnp.log1p(jnp.sum(jnp.exp(log_gates) * jnp.expm1(limited), axis=0))
+    return jnp.where(small, near, jax.nn.logsumexp(log_gates + change, axis=0))
+
+
+def _log_sigmoid_change(margin: jax.Array, change: jax.Array) -> jax.Array:
+    """log σ(m + δ) − log σ(m), with the two forms of `_normaliser_change`."""
+    near = -jnp.log1p(jax.nn.sigmoid(-margin) * jnp.expm1(jnp.clip(-change, -1.0, 1.0)))
+    far = jax.nn.softplus(-margin) - jax.nn.softplus(-(margin + change))
+    return jnp.where(jnp.abs(change) < 1.0, near, far)
 
 
 def _centred(gate: jax.Array) -> jax.Array:

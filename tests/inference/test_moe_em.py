@@ -10,6 +10,7 @@ from moe_simulator import simulate
 from scipy.special import expit, log_expit, logsumexp
 
 from bayesdiv import _mixture_of_experts as formulas
+from bayesdiv._mixture_of_experts import MixtureOfExpertsParameters
 from bayesdiv.inference import _moe_em_updates as updates
 from bayesdiv.inference._moe_em_data import to_data_units
 from bayesdiv.inference.moe_em import (
@@ -92,7 +93,7 @@ def test_statistics_are_sums_over_the_rows():
     )
     found = state.statistics
     shares = weights[:, None] * as_rows(found.responsibilities, rows)
-    gates = as_rows(found.gates, rows)
+    gates = np.exp(as_rows(found.log_gates, rows))
     expected = {
         "counts": shares.sum(0),
         "residual_squares": (shares * residuals**2).sum(0),
@@ -155,7 +156,7 @@ def gate_objective(gate, responsibilities, data, ridge):
 
 
 @pytest.mark.parametrize("gate_step", ["newton", "bound"])
-@pytest.mark.parametrize("size", [0.0, 3.0, 30.0])
+@pytest.mark.parametrize("size", [0.0, 3.0, 30.0, 1000.0])
 def test_gate_steps_never_descend(gate_step, size):
     # Far out, where the gates are saturated, Newton's full step overshoots.
     *_, data, state, options = random_state(gate_step=gate_step)
@@ -201,7 +202,7 @@ def test_gates_own_maximum_is_where_newton_stays():
             responsibilities=state.statistics.responsibilities,
             gate_gradient=jnp.einsum(
                 "bkn,bfn,bn->kf",
-                state.statistics.responsibilities - start.statistics.gates,
+                state.statistics.responsibilities - jnp.exp(start.statistics.log_gates),
                 data.features,
                 data.weights,
             ),
@@ -210,6 +211,21 @@ def test_gates_own_maximum_is_where_newton_stays():
     tau = state.statistics.responsibilities
     slope = jax.grad(gate_objective)(gate, tau, data, options.gate_ridge)
     np.testing.assert_allclose(slope, 0.0, atol=1e-9)
+
+
+def test_logistic_experts_that_are_sure_and_wrong_do_not_descend():
+    # 1 − σ(100) is rounded to 0: a gain computed from it is infinite for any step.
+    x = np.linspace(-1.0, 1.0, 60)[:, None]
+    options = EMSettings(2, "bernoulli")
+    data = em_data(x, (x[:, 0] > 0.0) * 1.0, settings=options)
+    step = jax.jit(lambda state: em_step(state, data, settings=options)[0])
+    for intercept in (100.0, -300.0):
+        coefficients = jnp.array([[-9.0, 54.0], [intercept, 90.0]])
+        parameters = MixtureOfExpertsParameters(jnp.zeros((2, 2)), coefficients)
+        state = em_start_standard(parameters, data, options)
+        for _ in range(5):
+            before, state = state.objective, step(state)
+            assert state.objective >= before
 
 
 @pytest.mark.parametrize("experts", FAMILIES)
