@@ -26,7 +26,7 @@ _LEVELS = {
 class Diamonds(NamedTuple):
     """What is known of each stone, and what it cost.
 
-    Attributes
+    Parameters
     ----------
     predictors
         ``(53940, 23)``: log-carat, depth, table and three lengths, standardised and clipped at 6
