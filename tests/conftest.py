@@ -1,9 +1,11 @@
 """What every test stands on: float64 in JAX, one thread, fixed seeds, no window."""
 
+import gc
 import os
 import random
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 # Read by the libraries when they are first imported, hence before the imports below.
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -44,3 +46,18 @@ def same_start() -> Iterator[None]:
     torch.set_default_dtype(default_dtype)
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")
+
+
+# A process may hold 65530 memory maps; each compiled JAX program takes several, and the compiler
+# dies where it gets no more. A worker of the whole suite would come there.
+_MAPS = Path("/proc/self/maps")
+_MANY_MAPS = 15_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_memory_maps() -> Iterator[None]:
+    """Forget compiled JAX programs after a file's tests where there are many."""
+    yield
+    if _MAPS.exists() and len(_MAPS.read_bytes().splitlines()) > _MANY_MAPS:
+        jax.clear_caches()
+        gc.collect()
