@@ -41,7 +41,8 @@ class ModelDistances(NamedTuple):
     distances
         Expected transportation divergence (forward KL) of each to the medoid, ``(models,)``.
     threshold
-        median + 6 · 1.4826 · MAD of the distances, and at least twice the median.
+        median + 6 · 1.4826 · MAD of the distances, the median absolute deviation being that of the
+        lower half; at least 1.5 times the median.
     flags
         Which exceed it, ``(models,)``.
     """
@@ -62,9 +63,10 @@ def model_distances(pooled: PooledExperts) -> ModelDistances:
     column = int(np.argmin(np.median(matrix, axis=0)))
     distances = matrix[:, column]
     median = np.median(distances)
-    spread = _MAD_OF_NORMAL * np.median(np.abs(distances - median))
+    # Of the lower half alone: the upper may hold outliers by the dozen.
+    spread = _MAD_OF_NORMAL * np.median(median - distances[distances <= median])
     # Six copies of one model have no spread at all, and rounding is no reason to distrust one.
-    threshold = float(median + max(6.0 * spread, median, 1e-6))
+    threshold = float(median + max(6.0 * spread, 0.5 * median, 1e-6))
     return ModelDistances(int(candidates[column]), distances, threshold, distances > threshold)
 
 

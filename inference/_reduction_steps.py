@@ -8,6 +8,8 @@ k, which is at least the minimum and tends to it with ε.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -33,8 +35,6 @@ __all__ = [
     "step",
 ]
 
-# Costs that are held at once: rows are worked on in blocks beyond it.
-_LARGEST_BLOCK = 30_000_000
 _EMPTY_MASS = 1e-10
 
 
@@ -61,37 +61,51 @@ def init(
     """The state at ``experts``. ``epsilon`` None is the hard plan."""
     coefficients, scale, _ = experts
     places = places_of(problem.features, coefficients)
-    num_experts = len(coefficients)
-    num_rows, num_local = problem.mass.shape
+    num_experts, num_local = len(coefficients), problem.mass.shape[1]
 
-    def row(arguments: tuple) -> tuple:
-        local_place, mass, place = arguments
-        local_scale = None if problem.local.scale is None else problem.local.scale[:, None]
-        costs = cost.between(
-            local_place[:, None], local_scale, place, None if scale is None else scale
-        )
-        if epsilon is None:
-            best = jnp.argmin(costs, axis=1)
-            return jnp.where(mass > 0.0, jnp.min(costs, axis=1), 0.0), best, mass
-        log_shares = jax.nn.log_softmax(-costs / epsilon, axis=1)
-        soft = -epsilon * (jax.nn.logsumexp(-costs / epsilon, axis=1) - jnp.log(num_experts))
-        return jnp.where(mass > 0.0, soft, 0.0), None, mass[:, None] * jnp.exp(log_shares)
+    def costs_to(place: jax.Array, own_scale: jax.Array | None) -> jax.Array:
+        """Of every local expert to one reduced expert, ``(rows, L)``."""
+        return cost.between(problem.local.places, problem.local.scale, place[:, None], own_scale)
 
-    arguments = (problem.local.places, problem.mass, places)
-    block = max(1, _LARGEST_BLOCK // (num_local * num_experts))
-    if block >= num_rows:
-        costs, best, mass = jax.vmap(row)(arguments)
-    else:
-        costs, best, mass = jax.lax.map(row, arguments, batch_size=block)
     if epsilon is None:
-        local_index = jnp.arange(num_local)
+        costs, best = _cheapest(costs_to, places, scale)
+        plan = TransportPlan(problem.mass, best, jnp.arange(num_local), num_experts)
     else:
-        mass = mass.reshape(num_rows, -1)
+        every = jax.lax.map(lambda one: costs_to(*one), (places.T, scale))
+        shares = jax.nn.softmax(-every / epsilon, axis=0)
+        costs = -epsilon * (jax.nn.logsumexp(-every / epsilon, axis=0) - math.log(num_experts))
+        mass = jnp.moveaxis(problem.mass * shares, 0, 2).reshape(len(places), -1)
         best = jnp.broadcast_to(jnp.tile(jnp.arange(num_experts), num_local), mass.shape)
         local_index = jnp.repeat(jnp.arange(num_local), num_experts)
-    plan = TransportPlan(mass, best, local_index, num_experts)
-    local_costs = jnp.mean(problem.mass * costs, axis=0)
+        plan = TransportPlan(mass, best, local_index, num_experts)
+    costs = jnp.where(problem.mass > 0.0, problem.mass * costs, 0.0)
+    local_costs = jnp.mean(costs, axis=0)
     return ReductionState(Experts(coefficients, scale), plan, jnp.sum(local_costs), local_costs)
+
+
+def _cheapest(
+    costs_to: Callable[..., jax.Array], places: jax.Array, scale: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Least cost and the first expert that has it, ``(rows, L)`` each; one expert at a time.
+
+    Never more than one cost a row and local expert is held, and loops run along local experts.
+    """
+    first = costs_to(places[:, 0], None if scale is None else scale[0])
+
+    def compare(carry: tuple, one: tuple) -> tuple:
+        least, best = carry
+        index, place, own_scale = one
+        costs = costs_to(place, own_scale)
+        cheaper = costs < least
+        return (jnp.where(cheaper, costs, least), jnp.where(cheaper, index, best)), None
+
+    rest = (
+        jnp.arange(1, places.shape[1], dtype=jnp.int32),
+        places.T[1:],
+        None if scale is None else scale[1:],
+    )
+    start = (first, jnp.zeros(first.shape, jnp.int32))
+    return jax.lax.scan(compare, start, rest)[0]
 
 
 evaluate = jax.jit(init, static_argnames=("cost", "epsilon"))
@@ -142,6 +156,8 @@ def run_steps(
     number of steps. A step whose objective rises, which rounding alone can make, is not taken.
     """
     state = init(problem, experts, cost=cost, epsilon=epsilon)
+    # What rounding leaves of a sum is no descent.
+    tolerance = jnp.maximum(tolerance, 4.0 * jnp.finfo(state.objective.dtype).eps)
     trace = jnp.full((max_steps + 1,), jnp.nan, state.objective.dtype)
 
     def body(carry: tuple) -> tuple:
