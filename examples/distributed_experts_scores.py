@@ -58,6 +58,9 @@ class Scores:
         if self.reference is not None:
             found["divergence"] = expected_divergence(self.reference, model, self.predictors)
         if self.labels is not None:
+            truth = MixtureOfExperts(self.features, self.reference).log_prob(self.outcome)
+            # Seeds differ in how hard they are; what a fit loses against the truth hardly does.
+            found["loss"] = float(jnp.mean(truth)) - found["log_likelihood"]
             guessed = np.argmax(np.asarray(law.responsibilities(self.outcome)), axis=1)
             found["rand_index"] = float(adjusted_rand_score(self.labels, guessed))
             found["parameter_error"] = parameter_error(model, self.reference)
