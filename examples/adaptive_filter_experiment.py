@@ -185,6 +185,7 @@ def rows_of(case: str, divergences: tuple[str, ...]) -> list[Row]:
         ]
 
     plain = [row("bootstrap", None), row("auxiliary", None, lookahead=True)]
+    small = {"num_adaptation_particles": 100, "num_iterations": 4}
     if kind == "linear":
         bare = {"kappa": 1e-5, "defensive_fraction": 0.0}
         return [
@@ -192,6 +193,7 @@ def rows_of(case: str, divergences: tuple[str, ...]) -> list[Row]:
             *kernels(1, **bare),
             *kernels(1, 2, 4, psi=exact, label=" ψ", **bare),
             *kernels(1, psi=exact, label=" ψ ε=.05", kappa=1e-5, defensive_fraction=0.05),
+            *kernels(1, psi=exact, label=" ψ small fit", **bare | small),
         ]
     if case == "growth 1":
         return [
@@ -199,6 +201,7 @@ def rows_of(case: str, divergences: tuple[str, ...]) -> list[Row]:
             row("bootstrap 10N", None, num_particles=10_000),
             *kernels(1, 2, 4),
             *kernels(1, 2, 4, psi=exact, label=" ψ"),
+            *kernels(1, psi=exact, label=" ψ small fit", **small),
             *kernels(2, label=" Student", experts="student_t"),
             *_objectives(case, divergences, exact, (1, 2)),
         ]
@@ -216,6 +219,7 @@ def rows_of(case: str, divergences: tuple[str, ...]) -> list[Row]:
             row("bootstrap 10N", None, num_particles=10_000),
             *kernels(1, 2, 4),
             *kernels(1, 2, 4, psi=exact, label=" ψ"),
+            *kernels(1, psi=exact, label=" ψ small fit", **small),
             *_objectives(case, divergences, exact, (1,)),
         ]
     if case == "tobit 0.03":
@@ -245,6 +249,11 @@ def rows_of(case: str, divergences: tuple[str, ...]) -> list[Row]:
         *kernels(1),
         *kernels(1, psi=exact, label=" ψ"),
         row("K=1 ψ, ESS<N/2", _adaptive(exact, num_experts=1), ess_threshold=0.5),
+        row(
+            "K=1 ψ small fit, ESS<N/2",
+            _adaptive(exact, num_experts=1, **small),
+            ess_threshold=0.5,
+        ),
         row(
             "K=1, KL>.2, ESS<N/2",
             _adaptive(num_experts=1, adapt_when="kl"),
@@ -295,6 +304,8 @@ def measure(row: Row, preset: Preset, seed: int) -> Outcome:
         runs["error"] = runs["log_evidence"] - case.log_evidence
     over_time = {name: np.mean([series[name] for series in shown], axis=0) for name in shown[0]}
     over_time |= {name: shown[0][name] for name in ("mean", "variance")}
+    # No row is run twice; what was compiled for all of them would fill the memory.
+    jax.clear_caches()
     return Outcome(row, runs, over_time | {"observations": case.observations})
 
 

@@ -157,7 +157,7 @@ def run_steps(
     """
     state = init(problem, experts, cost=cost, epsilon=epsilon)
     # What rounding leaves of a sum is no descent.
-    tolerance = jnp.maximum(tolerance, 4.0 * jnp.finfo(state.objective.dtype).eps)
+    least_fall = jnp.maximum(tolerance, 4.0 * jnp.finfo(state.objective.dtype).eps)
     trace = jnp.full((max_steps + 1,), jnp.nan, state.objective.dtype)
 
     def body(carry: tuple) -> tuple:
@@ -167,7 +167,7 @@ def run_steps(
         kept = jax.tree.map(lambda a, b: jnp.where(falls, a, b), new, state)
         fall = state.objective - new.objective
         # Also where the first objective is infinite and the next is not.
-        going = falls & ~(fall <= tolerance * (1.0 + jnp.abs(state.objective)))
+        going = falls & ~(fall <= least_fall * (1.0 + jnp.abs(state.objective)))
         count = count + 1
         return kept, trace.at[count].set(kept.objective), count, going
 
