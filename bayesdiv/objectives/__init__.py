@@ -14,13 +14,25 @@ from bayesdiv.objectives._registry import get_objective, is_two_sample, list_obj
 from bayesdiv.objectives._samples import SampleSettings, sample_settings
 from bayesdiv.objectives._schedules import LinearSchedule, linear_schedule
 from bayesdiv.objectives._settings import ObjectiveSettings
+from bayesdiv.objectives.density_ratio import (
+    Calibration,
+    ClampedRatio,
+    DensityRatio,
+    RatioCritic,
+    RatioProbe,
+)
 
 __all__ = [
+    "Calibration",
+    "ClampedRatio",
+    "DensityRatio",
     "Estimate",
     "GivenNormalizer",
     "LearnedRatio",
     "LinearSchedule",
     "ObjectiveSettings",
+    "RatioCritic",
+    "RatioProbe",
     "RenyiBound",
     "RunningNormalizer",
     "RunningNormalizerState",

@@ -17,6 +17,7 @@ from bayesdiv.divergences._two_sample import (
     check_samples,
     uniform_weights,
 )
+from bayesdiv.objectives._critic_losses import logistic_loss, variational_bound
 
 # Coordinates that hardly vary are measured in this share of the typical standard deviation.
 _LEAST_SPREAD = 0.1
@@ -197,9 +198,13 @@ class LearnedRatio(TwoSampleDivergence):
         return self.evaluate(state, x, y, **weights)
 
     def _bound(self, at_x: Array, at_y: Array, samples: Samples) -> Array:
-        a = uniform_weights(samples.x_weights, samples.x)
-        b = uniform_weights(samples.y_weights, samples.y)
-        return a @ self.divergence.derivative(at_x) - b @ self.divergence.pseudo_reward(at_y)
+        return variational_bound(
+            self.divergence,
+            at_x,
+            at_y,
+            p_weights=samples.x_weights,
+            q_weights=samples.y_weights,
+        )
 
     def _climbed(self, parameters: tuple[Array, ...], samples: Samples) -> Array:
         """What the critic maximises, for standardised samples."""
@@ -212,8 +217,9 @@ class LearnedRatio(TwoSampleDivergence):
         if self.loss == "bound":
             value = self._bound(at_x, at_y, samples)
         else:
-            s = self.label_smoothing
-            value = -a @ (softplus(-at_x) + s * at_x) - b @ (softplus(at_y) - s * at_y)
+            value = -logistic_loss(
+                at_x, at_y, p_weights=a, q_weights=b, label_smoothing=self.label_smoothing
+            )
         squares = a @ xp.sum(slopes_x**2, axis=1) + b @ xp.sum(slopes_y**2, axis=1)
         decay = sum(xp.sum(matrix**2) for matrix in parameters[::2])
         return value - 0.5 * (self.penalty * squares + self.weight_decay * decay)
