@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -136,8 +137,12 @@ class AutoregressiveSequence(TorchDistribution):
         return new
 
     def with_network(self, network: Any) -> AutoregressiveSequence:
-        """The same law with another network, such as a copy to be trained."""
+        """The same law by another network."""
         return self._rebuilt(network, self.prompts, self.prompt_mask)
+
+    def trainable_copy(self) -> AutoregressiveSequence:
+        """The same law by a copy of the network whose parameters take gradients."""
+        return self.with_network(copy.deepcopy(self.network).requires_grad_())
 
     def at(self, contexts: torch.Tensor) -> AutoregressiveSequence:
         """The law after some of the prompts, chosen by their numbers ``(k,)``.
