@@ -11,6 +11,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.special import logsumexp
 
+from bayesdiv.models._log_variance_normal import LogVarianceNormal
 from bayesdiv.models.kalman import LinearGaussianParameters
 from bayesdiv.models.state_space import StateSpaceModel
 
@@ -188,7 +189,7 @@ def stochastic_volatility(
     return StateSpaceModel(
         initial=lambda: dist.Normal(mean, initial_scale),
         transition=lambda states, time: dist.Normal(move(states, time), scale),
-        emission=lambda states, time: dist.Normal(0.0, jnp.exp(0.5 * states)),
+        emission=lambda states, time: LogVarianceNormal(states),
         transition_mean=move,
         log_lookahead=lambda states, time, observation: _log_variance_lookahead(
             move(states, time), scale, observation
@@ -250,7 +251,7 @@ def stochastic_volatility_with_leverage(
     return StateSpaceModel(
         initial=lambda: dist.Normal(mean, initial_scale),
         transition=lambda states, time: dist.Normal(move(states, time), spread(time)),
-        emission=lambda states, time: dist.Normal(0.0, jnp.exp(0.5 * states)),
+        emission=lambda states, time: LogVarianceNormal(states),
         transition_mean=move,
         log_lookahead=lambda states, time, observation: _log_variance_lookahead(
             move(states, time), spread(time), observation
