@@ -24,9 +24,25 @@ def cases_of(framework: str, *, quick: bool) -> list[Case]:
 
         modules = (pyro_cases, transport_torch, sghmc_torch)
     else:
-        from benchmarks import numpyro_cases, sghmc_effective, sghmc_jax, transport_jax
+        from benchmarks import (
+            filters_adaptive_jax,
+            filters_jax,
+            numpyro_cases,
+            sghmc_effective,
+            sghmc_jax,
+            shards_jax,
+            transport_jax,
+        )
 
-        modules = (numpyro_cases, transport_jax, sghmc_jax, sghmc_effective)
+        modules = (
+            numpyro_cases,
+            transport_jax,
+            sghmc_jax,
+            sghmc_effective,
+            filters_jax,
+            filters_adaptive_jax,
+            shards_jax,
+        )
     return [case for module in modules for case in module.cases(quick=quick)]
 
 
