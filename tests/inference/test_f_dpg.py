@@ -1,0 +1,382 @@
+"""The f-DPG routine: every member finds the optimum; proposals, contexts, checkpoints, errors."""
+
+import copy
+import math
+
+import pytest
+import torch
+from sequence_cases import bigram_chain, categorical, count_twos, frozen, has_two
+
+from bayesdiv.divergences import FDivergence, get_divergence, list_divergences
+from bayesdiv.inference.f_dpg import BASELINES, FDPG
+from bayesdiv.models.sequence_targets import (
+    ConditionalTarget,
+    HiddenMarkovPosterior,
+    PointwiseConstraint,
+    ScalarPreference,
+    SequenceTarget,
+    enumerate_target,
+)
+from bayesdiv.nn.sequences_torch import CharacterGRU, MarkovTable
+from bayesdiv.pyro.distributions import AutoregressiveSequence
+from bayesdiv.training import train
+
+NAMES = list_divergences("f")
+P_A, POLICY_A = [0.5, 0.25, 0.125, 0.125], [0.1, 0.2, 0.3, 0.4]
+UNIFORM = [0.25] * 4
+
+
+class Given(SequenceTarget):
+    """A categorical base times e^factor."""
+
+    def __init__(self, factors):
+        super().__init__(frozen(categorical([1 / len(factors)] * len(factors))))
+        self.factors = torch.tensor(factors, dtype=torch.float64)
+
+    def log_factor(self, value, contexts=None):
+        return self.factors[value[..., 0]]
+
+
+def fixture_a():
+    return Given([math.log(p) for p in P_A])
+
+
+def run(routine, num_steps, rates=(0.05, 0.01)):
+    """Steps with two learning rates, the first for three quarters."""
+    for step in range(num_steps):
+        rate = rates[0] if step < 0.75 * num_steps else rates[1]
+        for group in routine.optimiser.param_groups:
+            group["lr"] = rate
+        routine.step()
+    return routine
+
+
+def error_of(target, policy):
+    found = enumerate_target(target)
+    return (policy.log_prob(found.value).exp() - found.log_prob.exp()).abs().max().item()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_member_converges_to_the_target(name):
+    target, policy = fixture_a(), categorical(POLICY_A)
+    run(FDPG(target, policy, name, num_samples=200), 300)
+    # Total variation has steps of constant size however near it is.
+    assert error_of(target, policy) < (0.05 if name == "total_variation" else 0.02)
+
+
+def test_own_divergence_converges_too():
+    own = FDivergence.from_generator(lambda u: (u - 1.0) ** 2 / (u + 1.0), name="triangular")
+    target, policy = fixture_a(), categorical(POLICY_A)
+    run(FDPG(target, policy, 0.5 * own + 0.5 * get_divergence("reverse_kl"), num_samples=200), 300)
+    assert error_of(target, policy) < 0.02
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "total_variation"])
+def test_members_find_the_best_chain_for_a_preference(name):
+    """Fixture C: the target is no chain, so that each member has an optimum of its own."""
+    member = get_divergence(name)
+    target = ScalarPreference(frozen(bigram_chain()), count_twos, 1.0)
+    found = enumerate_target(target)
+    best = bigram_chain()
+    optimiser = torch.optim.LBFGS(
+        best.network.parameters(), max_iter=200, line_search_fn="strong_wolfe"
+    )
+
+    def value_of(law):
+        return member.between_logits(found.log_prob, law.log_prob(found.value))
+
+    def closure():
+        optimiser.zero_grad()
+        value = value_of(best)
+        value.backward()
+        return value
+
+    optimiser.step(closure)
+    policy = bigram_chain()
+    start = value_of(policy).item()
+    run(FDPG(target, policy, name, num_samples=400), 250)
+    gap = value_of(policy).item() - value_of(best).item()
+    assert -1e-9 < gap < 0.02 * start
+
+
+def test_forward_kl_ends_at_the_projection_with_its_price():
+    target = PointwiseConstraint(frozen(bigram_chain()), lambda value: has_two(value) > 0)
+    policy = bigram_chain()
+    run(FDPG(target, policy, "forward_kl", num_samples=1000), 400)
+    found = enumerate_target(target)
+    log_q = policy.log_prob(found.value)
+    reached = (log_q.exp() @ has_two(found.value)).item()
+    divergence = get_divergence("forward_kl").between_logits(found.log_prob, log_q).item()
+    assert divergence == pytest.approx(0.228490, abs=2e-3)
+    assert reached == pytest.approx(0.892955, abs=0.015)
+
+
+def test_posterior_of_a_hidden_chain_is_found_with_its_evidence():
+    generator = torch.Generator().manual_seed(4)
+    rows = torch.rand(7, 3, generator=generator, dtype=torch.float64) + 0.1
+    rows = rows / rows.sum(1, keepdim=True)
+    target = HiddenMarkovPosterior(rows[0], rows[1:4], rows[4:7], torch.tensor([0, 2, 2, 1]))
+    policy = AutoregressiveSequence(MarkovTable(torch.zeros(4, 4, 3).double()), 4, end=None)
+    routine = run(FDPG(target, policy, "jensen_shannon", num_samples=500), 300)
+    found = enumerate_target(target)
+    nearness = get_divergence("forward_kl").between_logits(
+        found.log_prob, policy.log_prob(found.value)
+    )
+    assert nearness.item() < 0.005
+    assert routine.log_normalizer.item() == pytest.approx(target.log_evidence().item(), abs=0.01)
+
+
+# Proposals
+
+
+@pytest.mark.parametrize("proposal", ["adaptive", "fixed"])
+def test_off_policy_converges_too(proposal):
+    target, policy = fixture_a(), categorical(POLICY_A)
+    given = frozen(categorical(UNIFORM)) if proposal == "fixed" else proposal
+    routine = FDPG(target, policy, proposal=given, num_samples=300, adapt_every=8)
+    run(routine, 300)
+    assert error_of(target, policy) < 0.02
+    metrics = routine.step()
+    assert metrics["mean_weight"].item() == pytest.approx(1.0, abs=0.2)
+    assert (metrics["proposal_updates"].item() > 0) is (proposal == "adaptive")
+
+
+def test_a_proposal_moves_only_to_a_better_policy():
+    target, policy = fixture_a(), categorical(POLICY_A)
+    routine = FDPG(target, policy, proposal="adaptive", num_samples=2000, adapt_every=1)
+    with torch.no_grad():
+        policy.network.logits[-1] = torch.tensor([-3.0, 0.0, 0.0, 3.0])
+    routine.step()
+    assert routine.proposal.network.logits[-1, 3] < 2.0
+    with torch.no_grad():
+        policy.network.logits[-1] = torch.tensor(P_A).double().log()
+    routine.step()
+    torch.testing.assert_close(routine.proposal.network.logits, policy.network.logits)
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_every_baseline_converges(baseline):
+    target, policy = fixture_a(), categorical(POLICY_A)
+    run(FDPG(target, policy, "reverse_kl", baseline=baseline, num_samples=200), 300)
+    assert error_of(target, policy) < 0.02
+
+
+# Contexts
+
+
+def conditional(num_contexts=4, *, impossible=True):
+    prompts = torch.arange(num_contexts)[:, None] % 3
+    network = CharacterGRU(3, 4, 8, seed=0).double().requires_grad_(requires_grad=False)
+    base = AutoregressiveSequence(network, 2, end=0, prompts=prompts)
+
+    def log_factor(value, contexts):
+        wanted = (value[..., 0] == contexts % 3).double()
+        # Nothing satisfies the last context.
+        never = (contexts == num_contexts - 1) & impossible
+        return torch.where(never, -math.inf, 2.0 * wanted)
+
+    return ConditionalTarget(base, log_factor)
+
+
+def test_contexts_have_normalisers_of_their_own_and_empty_ones_are_skipped():
+    target = conditional()
+    policy = target.base.trainable_copy()
+    routine = FDPG(target, policy, "jensen_shannon", num_samples=300)
+    for _ in range(40):
+        metrics = routine.step()
+    truth = enumerate_target(target).log_normalizer
+    torch.testing.assert_close(routine.log_normalizer[:3], truth[:3], atol=0.05, rtol=0)
+    assert routine.log_normalizer[3] == -math.inf
+    assert metrics["skipped_contexts"].item() == 0.25
+    assert all(math.isfinite(value.item()) for value in metrics.values())
+
+
+def test_a_step_on_some_contexts_leaves_the_others_normaliser():
+    target = conditional()
+    routine = FDPG(target, target.base.trainable_copy(), num_samples=50)
+    routine.step(torch.tensor([0, 2]))
+    first = routine.log_normalizer
+    assert first.isfinite().tolist() == [True, False, True, False]
+    routine.step(torch.tensor([2]))
+    assert routine.log_normalizer[0] == first[0]
+    assert routine.log_normalizer[2] != first[2]
+
+
+def test_conditional_policy_converges():
+    target = conditional(3, impossible=False)
+    policy = target.base.trainable_copy()
+    routine = run(FDPG(target, policy, "forward_kl", num_samples=200), 150, rates=(0.03, 0.005))
+    found = enumerate_target(target)
+    before, after = (
+        get_divergence("forward_kl")
+        .between_logits(found.log_prob.T, law.log_prob(found.value).T)
+        .detach()
+        for law in (target.base, policy)
+    )
+    assert (after < 0.05 * before).all()
+    assert routine.step()["skipped_contexts"] == 0.0
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize("proposal", ["policy", "adaptive"])
+def test_a_resumed_run_has_the_same_numbers(tmp_path, proposal):
+    def routine():
+        policy = categorical(POLICY_A)
+        return FDPG(
+            fixture_a(), policy, "squared_hellinger", proposal=proposal, baseline="ema",
+            num_samples=20, adapt_every=2, learning_rate=0.05,
+        )  # fmt: skip
+
+    def run_to(num_steps, part, path):
+        torch.manual_seed(0)
+        settings = {"checkpoint": path, "progress_bar": False}
+        return train(part, None, num_steps=num_steps, **settings)
+
+    whole = routine()
+    history = run_to(12, whole, tmp_path / "whole").history
+    run_to(5, routine(), tmp_path / "parts")
+    parts = routine()
+    resumed = run_to(12, parts, tmp_path / "parts").history
+    assert torch.equal(parts.policy.network.logits, whole.policy.network.logits)
+    assert torch.equal(parts.log_normalizer, whole.log_normalizer)
+    assert (resumed["divergence"] == history["divergence"]).all()
+
+
+def test_runs_share_no_state():
+    """A baseline or normaliser kept in a class or a default would leak from run to run."""
+
+    def numbers():
+        torch.manual_seed(3)
+        routine = FDPG(fixture_a(), categorical(POLICY_A), "reverse_kl", baseline="ema")
+        return [routine.step()["gradient_norm"].item() for _ in range(3)]
+
+    assert numbers() == numbers()
+
+
+def test_optimiser_is_the_one_asked_for():
+    routine = FDPG(fixture_a(), categorical(POLICY_A), optimiser=torch.optim.AdamW)
+    assert type(routine.optimiser) is torch.optim.AdamW
+
+
+def test_state_of_an_unseen_context_is_finite():
+    target = conditional()
+    routine = FDPG(target, target.base.trainable_copy(), num_samples=50)
+    routine.step()
+    state = routine.state_dict()
+    assert all(value.isfinite().all() for value in state["normalizer"].values())
+    again = FDPG(target, target.base.trainable_copy(), num_samples=50)
+    again.load_state_dict(copy.deepcopy(state))
+    assert torch.equal(again.log_normalizer, routine.log_normalizer)
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"divergence": "kullback"}, ValueError, "divergence must be one of reverse_kl, forw"),
+        ({"divergence": "sinkhorn"}, TypeError, "divergence must be an f-divergence"),
+        ({"baseline": "best"}, ValueError, "baseline must be one of auto, .* got 'best'"),
+        ({"num_samples": 0}, ValueError, "num_samples must be an integer of at least 1, got 0"),
+        ({"num_samples": 1, "baseline": "mean"}, ValueError, "at least 2 for baseline='mean'"),
+        ({"proposal": "beam"}, ValueError, "proposal must be 'policy', 'adaptive' or a distr"),
+        ({"proposal": object()}, TypeError, r"proposal must have sample\(\), .* got object"),
+        ({"zero_floor": 1.0}, ValueError, r"zero_floor must be in \(0, 1\) or None, got 1.0"),
+        ({"max_log_ratio": math.nan}, ValueError, "max_log_ratio must be finite or None, got nan"),
+        ({"max_gradient_norm": 0.0}, ValueError, "max_gradient_norm must be positive"),
+        ({"adapt_every": 0}, ValueError, "adapt_every must be an integer of at least 1"),
+    ],
+)
+def test_bad_settings_are_named(settings, error, message):
+    with pytest.raises(error, match=message):
+        FDPG(fixture_a(), categorical(POLICY_A), **settings)
+
+
+def test_order_of_alpha_is_checked():
+    with pytest.raises(ValueError, match="order must be neither 0 nor 1"):
+        FDPG(fixture_a(), categorical(POLICY_A), "alpha", parameters={"order": 1.0})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_log_targets_that_are_no_numbers_are_named(value):
+    policy = categorical(POLICY_A)
+    before = policy.network.logits.detach().clone()
+    with pytest.raises(ValueError, match=rf"log P must be .* got {value} for the sequence \[2\]"):
+        FDPG(Given([0.0, 0.0, value, 0.0]), policy).step()
+    assert torch.equal(policy.network.logits, before)
+
+
+def test_log_targets_of_another_shape_are_named():
+    class Wide:
+        def log_prob(self, value):
+            return torch.zeros(value.shape)
+
+    with pytest.raises(ValueError, match=r"log P must have one number .* \(512,\), got \(512, 1\)"):
+        FDPG(Wide(), categorical(POLICY_A)).step()
+
+
+def test_policy_must_have_a_gradient():
+    with pytest.raises(ValueError, match=r"with a gradient, got none; call network.requires_grad"):
+        FDPG(fixture_a(), frozen(categorical(POLICY_A))).step()
+
+
+def test_policy_must_be_normalised():
+    class Unnormalised(AutoregressiveSequence):
+        def log_prob(self, value):
+            return super().log_prob(value) + 5.0
+
+    policy = Unnormalised(categorical(POLICY_A).network, 1, end=None)
+    with pytest.raises(ValueError, match="policy must have log-probabilities of at most 0"):
+        FDPG(fixture_a(), policy).step()
+
+
+def test_policy_must_not_be_the_base():
+    target = ScalarPreference(bigram_chain(), count_twos, 1.0)
+    with pytest.raises(ValueError, match=r"network of its own, .* base.trainable_copy"):
+        FDPG(target, target.base)
+
+
+def test_a_target_out_of_reach_is_an_error():
+    target = PointwiseConstraint(frozen(bigram_chain()), lambda value: value[..., 0] > 7)
+    routine = FDPG(target, bigram_chain(), num_samples=10, num_attempts=3)
+    with pytest.raises(RuntimeError, match="no mass on any of the first 30 samples"):
+        routine.step()
+
+
+def test_overflow_is_an_error_that_says_where():
+    class Elsewhere:
+        """A proposal that nearly never draws what the policy prefers, but did."""
+
+        sample = staticmethod(lambda shape: torch.zeros(*shape, 1, dtype=torch.long))
+        log_prob = staticmethod(lambda value: torch.full(value.shape[:-1], -800.0).double())
+
+    routine = FDPG(
+        fixture_a(), categorical(POLICY_A), "pearson_chi2", proposal=Elsewhere(), num_samples=4
+    )
+    with pytest.raises(FloatingPointError, match="gradient of PearsonChi2 is not finite at log"):
+        routine.step()
+
+
+def test_truncated_ratios_are_reported_and_warned_of():
+    routine = FDPG(
+        fixture_a(), categorical(POLICY_A), "forward_kl", max_log_ratio=0.5, num_samples=1000
+    )
+    with pytest.warns(RuntimeWarning, match=r"\d+% of the ratios are truncated"):
+        metrics = routine.step()
+    assert metrics["truncated"].item() == pytest.approx(0.1, abs=0.05)
+    routine.step()
+
+
+def test_few_effective_samples_are_warned_of():
+    target = Given([0.0, -30.0, -30.0, -30.0])
+    policy = categorical([0.002, 0.3, 0.3, 0.398])
+    with pytest.warns(RuntimeWarning, match="the effective sample size is 0.00"):
+        FDPG(target, policy, num_samples=4000).step()
+
+
+def test_batches_are_numbers_of_contexts():
+    with pytest.raises(TypeError, match="batch must be None or the numbers of contexts"):
+        FDPG(fixture_a(), categorical(POLICY_A)).step(torch.zeros(2))
