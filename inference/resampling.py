@@ -37,6 +37,8 @@ Resampling = Callable[[jax.Array, jax.Array], jax.Array]
 _GOLDEN = np.uint32(2654435769)
 # Fewest units that an offspring may own; a coarser grid would distort the weights.
 _LEAST_BITS = 4
+# Entries whose prefix sums are computed one after the other, for all blocks of as many at once.
+_BLOCK = 64
 
 
 def systematic(key: jax.Array, weights: jax.Array) -> jax.Array:
@@ -126,13 +128,13 @@ def residual(key: jax.Array, weights: jax.Array) -> jax.Array:
     cumulative, units = _cumulative_units(jax.random.bits(phase_key), weights)
     count = weights.shape[0]
     steps = jnp.diff(cumulative, prepend=jnp.zeros((1,), cumulative.dtype))
-    certain, left = steps >> units, jnp.cumsum(steps & (2**units - 1))
+    certain, left = steps >> units, _prefix_sums(steps & (2**units - 1))
     # Whole offspring are left over, because the total is whole.
     num_left = left[-1] >> units
     draws = _uniform_units(draw_key, weights.shape, num_left, units, cumulative)
     is_drawn = jnp.arange(count) < num_left
     offspring = certain.at[_search(left, draws)].add(is_drawn.astype(certain.dtype))
-    return _ancestors(jnp.cumsum(offspring))
+    return _ancestors(_prefix_sums(offspring))
 
 
 _SCHEMES: dict[str, Resampling] = {
@@ -212,7 +214,7 @@ def _cumulative_units(phase: jax.Array, weights: jax.Array) -> tuple[jax.Array, 
     ).astype(real) * 2**-24
     # Divided first: the total over a sum of tiny weights would overflow.
     units = (weights / jnp.sum(weights) * total + dither).astype(whole)
-    cumulative = jnp.cumsum(units, dtype=whole)
+    cumulative = _prefix_sums(units)
     # Rounding left the total off by a few thousand units at most. The share of C_i / C_N in the
     # difference changes by at most one unit where C_i changes, so that C stays nondecreasing.
     reached = cumulative[-1]
@@ -255,4 +257,30 @@ def _ancestors(cumulative_offspring: jax.Array) -> jax.Array:
     ends = jnp.zeros((count,), jnp.int32)
     ends = ends.at[cumulative_offspring].add(1, mode="drop", indices_are_sorted=True)
     # The clip is for weights that are not numbers: no index is ever out of range.
-    return jnp.minimum(jnp.cumsum(ends), count - 1)
+    return jnp.minimum(_prefix_sums(ends), count - 1)
+
+
+def _prefix_sums(values: jax.Array) -> jax.Array:
+    """``cumsum`` of integers ``(num_particles,)`` in their dtype.
+
+    Where there are many, in half of the time on a CPU, where JAX computes it as a tree.
+    """
+    if values.shape[0] < 8 * _BLOCK:
+        return jnp.cumsum(values, dtype=values.dtype)
+    return jax.lax.platform_dependent(
+        values, cpu=_blocked_sums, default=lambda entries: jnp.cumsum(entries, dtype=entries.dtype)
+    )
+
+
+def _blocked_sums(values: jax.Array) -> jax.Array:
+    """The sums within all blocks at once, one place after another; then what lies before each."""
+    count, dtype = values.shape[0], values.dtype
+    num_blocks = -(-count // _BLOCK)
+    blocks = jnp.pad(values, (0, num_blocks * _BLOCK - count)).reshape(num_blocks, _BLOCK)
+
+    def add(sums: jax.Array, place: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return sums + place, sums + place
+
+    totals, within = jax.lax.scan(add, jnp.zeros((num_blocks,), dtype), blocks.T)
+    before = jnp.cumsum(totals, dtype=dtype) - totals
+    return (within + before).T.reshape(-1)[:count]

@@ -10,6 +10,7 @@ from helpers import assert_within_standard_errors
 from particle_models import keys
 
 from bayesdiv.inference.resampling import (
+    _prefix_sums,
     get_resampling,
     multinomial,
     residual,
@@ -225,3 +226,14 @@ def test_a_million_particles_in_float32(scheme):
                 found = np.cumsum(counts(ancestors, count))
                 # A boundary may lie up to one offspring off, or two with an offset of its own.
                 assert np.abs(found - exact).max() < (1.1 if scheme is systematic else 2.1)
+
+
+@pytest.mark.parametrize("count", [1, 511, 512, 1000, 4097])
+@pytest.mark.parametrize("kind", ["int32", "int64"])
+def test_sums_within_blocks_are_prefix_sums(count, kind):
+    values = jax.random.randint(jax.random.key(count), (count,), 0, 2**20, kind)
+    found = jax.jit(_prefix_sums)(values)
+    assert found.dtype == values.dtype
+    np.testing.assert_array_equal(found, np.cumsum(np.asarray(values)))
+    twice = jax.vmap(_prefix_sums)(jnp.stack([values, values[::-1]]))
+    np.testing.assert_array_equal(twice[1], np.cumsum(np.asarray(values)[::-1]))
