@@ -96,19 +96,23 @@ def linear_series(num_times: int) -> np.ndarray:
 SERIES = {"growth": growth_series, "volatility": volatility_series, "linear": linear_series}
 
 
-def evidences_agree(what: str, found: Sequence[float], wanted: Sequence[float]) -> dict[str, float]:
-    """``{what: difference of estimated log-evidences in standard errors}``.
+def evidences_agree(
+    what: str, found: Sequence[float], wanted: Sequence[float], *, same_law: bool
+) -> dict[str, float]:
+    """``{what: difference of log-evidences in standard errors}``.
 
-    Estimates of the evidence are unbiased and nearly log-normal, so that its logarithm is estimated
-    by the mean of log-estimates plus half of their variance: also where the two filters are of
-    different kinds and one varies more than the other.
+    Filters that do the same have estimates of one law, and their mean logarithms are compared. Of
+    filters that differ only the evidence itself has one mean; its estimates are nearly log-normal
+    where a filter works, so that half of their variance is added to their mean logarithm.
 
     Raises
     ------
     ResultsDiffer
         If the difference is above `STANDARD_ERRORS`, or not a number.
     """
-    (mean, error), (their_mean, their_error) = _log_evidence(found), _log_evidence(wanted)
+    (mean, error), (their_mean, their_error) = (
+        _mean_log(logs, same_law=same_law) for logs in (found, wanted)
+    )
     gap = abs(mean - their_mean) / max(math.hypot(error, their_error), 1e-6)
     if not gap <= STANDARD_ERRORS:
         raise ResultsDiffer(
@@ -118,9 +122,11 @@ def evidences_agree(what: str, found: Sequence[float], wanted: Sequence[float]) 
     return {what: gap}
 
 
-def _log_evidence(logs: Sequence[float]) -> tuple[float, float]:
-    """Estimate of log p and its standard error."""
+def _mean_log(logs: Sequence[float], *, same_law: bool) -> tuple[float, float]:
+    """What is compared, and its standard error."""
     values = np.asarray(logs, dtype=float)
-    variance, count = float(values.var(ddof=1)), len(values)
+    mean, variance, count = float(values.mean()), float(values.var(ddof=1)), len(values)
+    if same_law:
+        return mean, math.sqrt(variance / count)
     error = math.sqrt(variance / count + variance**2 / (2 * (count - 1)))
-    return float(values.mean()) + 0.5 * variance, error
+    return mean + 0.5 * variance, error

@@ -37,15 +37,17 @@ def test_filters_of_different_variance_agree_on_one_evidence():
     narrow, wide = log_normal_estimates(0, 0.1), log_normal_estimates(1, 1.0)
     # Their mean logarithms are half a nat apart.
     assert abs(narrow.mean() - wide.mean()) > 0.3
-    assert evidences_agree("evidence", wide, narrow)["evidence"] < 4.0
+    assert evidences_agree("evidence", wide, narrow, same_law=False)["evidence"] < 4.0
+    with pytest.raises(ResultsDiffer):
+        evidences_agree("evidence", wide, narrow, same_law=True)
 
 
 def test_a_filter_that_is_a_third_of_a_nat_off_differs():
     found = log_normal_estimates(0, 1.0)
     with pytest.raises(ResultsDiffer, match="wrong: log-evidence .* standard errors apart"):
-        evidences_agree("wrong", found + 0.35, log_normal_estimates(1, 0.1))
+        evidences_agree("wrong", found + 0.35, log_normal_estimates(1, 0.1), same_law=False)
     with pytest.raises(ResultsDiffer, match="tolerance 4"):
-        evidences_agree("wrong", [math.nan, *found], found)
+        evidences_agree("wrong", [math.nan, *found], found, same_law=True)
 
 
 def test_every_number_of_particles_filters_one_series():
