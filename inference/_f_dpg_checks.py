@@ -39,6 +39,7 @@ class StepChecks:
         ess: torch.Tensor,
         truncated: torch.Tensor,
     ) -> None:
+        # One wait for the device.
         summary = [
             (torch.isnan(log_target) | (log_target == math.inf)).any(),
             (log_target == -math.inf).any(),
@@ -50,7 +51,7 @@ class StepChecks:
             truncated,
         ]
         values = torch.stack([part.double() for part in summary]).tolist()
-        bad, zero, largest, low, high, norm_, ess_, truncated_ = values
+        bad, zero, largest, low, high, size, effective, share = values
         name = type(self.divergence).__name__
         if bad:
             where = torch.isnan(log_target) | (log_target == math.inf)
@@ -70,20 +71,18 @@ class StepChecks:
                 f"policy must have log-probabilities of at most 0, got {largest}; it is not "
                 "normalised over sequences, or not finite."
             )
-        if not math.isfinite(norm_):
+        if not math.isfinite(size):
             raise FloatingPointError(
                 f"the gradient of {name} is not finite at log-ratios log p/π from {low:.4g} to "
                 f"{high:.4g}; pass max_log_ratio= to truncate the weights, or start closer."
             )
-        self._warn("ess", ess_ < _LEAST_ESS, f"the effective sample size is {ess_:.2g} of a sample")
-        self._warn(
-            "truncated",
-            truncated > _MOST_TRUNCATED,
-            f"{truncated:.0%} of the ratios are truncated",
-        )
+        if effective < _LEAST_ESS:
+            self._warn("ess", f"the effective sample size is {effective:.2g} of a sample")
+        if share > _MOST_TRUNCATED:
+            self._warn("truncated", f"{share:.0%} of the ratios are truncated")
 
-    def _warn(self, name: str, wrong: bool, finding: str) -> None:  # noqa: FBT001 - private
-        if wrong and name not in self.has_warned_of:
+    def _warn(self, name: str, finding: str) -> None:
+        if name not in self.has_warned_of:
             self.has_warned_of.add(name)
             warnings.warn(
                 f"{finding}: gradients rest on few sequences. Take more samples a step, or a "

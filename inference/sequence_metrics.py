@@ -11,7 +11,7 @@ import torch
 
 from bayesdiv.diagnostics._container import build_container
 from bayesdiv.diagnostics._groups import Groups
-from bayesdiv.divergences import get_divergence
+from bayesdiv.divergences import FDivergence, JensenShannon, TotalVariation
 from bayesdiv.inference.sequence_diversity import distinct_ngrams, self_bleu
 
 __all__ = ["TargetSample", "draw_from_target", "evaluate_policy", "runs_to_arviz"]
@@ -136,8 +136,11 @@ def evaluate_policy(
     at_target = policy.log_prob(sample.value).double()
     theirs = sample.log_target.double() - at_target - sample.log_normalizer
     found = {"forward_kl": theirs.mean().item(), "reverse_kl": -ours.mean().item()}
-    for name in ("total_variation", "jensen_shannon"):
-        member = get_divergence(name)
+    bounded: dict[str, FDivergence] = {
+        "total_variation": TotalVariation(),
+        "jensen_shannon": JensenShannon(),
+    }
+    for name, member in bounded.items():
         found[name] = (member.derivative(theirs).mean() - member.pseudo_reward(ours).mean()).item()
     found["entropy"] = -log_policy.mean().item()
     found["base_kl"] = (log_policy - target.base.log_prob(value).double()).mean().item()

@@ -116,7 +116,7 @@ class AutoregressiveSequence(TorchDistribution):
         super().__init__(batch_shape, torch.Size([max_length]), validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=True, event_dim=1)
-    def support(self) -> Any:  # type: ignore[override]
+    def support(self) -> Any:
         return constraints.independent(constraints.integer_interval(0, self.num_symbols - 1), 1)
 
     def expand(
