@@ -35,7 +35,8 @@ class Formulas(NamedTuple):
     guide
         ``guide(states, time, observation)``, mean of a guided move.
     guide_scale
-        Its scale: that of the transition, whose tails are no lighter, unless the move is optimal.
+        Its scale: no less than that of the transition, whose tails are then no heavier, unless the
+        move is optimal.
     lookahead
         ``lookahead(states, time, observation)``, log ψ.
     initial_guide
@@ -71,11 +72,13 @@ def _growth() -> Formulas:
         return 0.5 * states + 25.0 * states / (1.0 + states**2) + drift
 
     def guide(states: jax.Array, time: Any, observation: jax.Array) -> jax.Array:
-        # Toward the nearer of the two states that explain y, each with a normal bump.
+        # Toward the two states that explain y, each with a normal bump, as far as the transition
+        # tells their signs apart.
         mean = move(states, time)
         peak2 = 10.0 * (observation + jnp.sqrt(observation**2 + 1.0))
+        peak = jnp.sqrt(peak2)
         gain = variance / (variance + 100.0 / (peak2 + 10.0))
-        return mean + gain * (jnp.copysign(jnp.sqrt(peak2), mean) - mean)
+        return mean + gain * (peak * jnp.tanh(mean * peak / variance) - mean)
 
     return Formulas(
         model,
@@ -84,7 +87,7 @@ def _growth() -> Formulas:
         math.sqrt(variance),
         lambda x, y: -LOG_ROOT_TWO_PI - 0.5 * (y - x * x / 20.0) ** 2,
         guide,
-        math.sqrt(variance),
+        1.25 * math.sqrt(variance),
         model.log_lookahead,
     )
 

@@ -36,8 +36,9 @@ class Growth(ssm.Gordon_etal):
         mean = self._mean(t, xp)
         peak2 = 10.0 * (data[t] + np.sqrt(data[t] ** 2 + 1.0))
         gain = 10.0 / (10.0 + 100.0 / (peak2 + 10.0))
-        moved = mean + gain * (np.copysign(np.sqrt(peak2), mean) - mean)
-        return distributions.Normal(loc=moved, scale=self.sigmaX)
+        peak = np.sqrt(peak2)
+        moved = mean + gain * (peak * np.tanh(mean * peak / 10.0) - mean)
+        return distributions.Normal(loc=moved, scale=1.25 * np.sqrt(10.0))
 
     def logeta(self, t: int, x: np.ndarray, data: Any) -> np.ndarray:
         y = data[t + 1]
