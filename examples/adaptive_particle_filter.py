@@ -131,7 +131,7 @@ def save_container(options: Options) -> None:
         return particle_filter.run(key, observations, store="particles")
 
     container = jax.vmap(run)(keys).to_arviz(
-        observations=case.observations, num_draws=250, seed=options.seed, pareto_k=True
+        observations=case.observations, num_draws=50, seed=options.seed, pareto_k=True
     )
     container.to_netcdf(options.folder / "posterior.nc")
 

@@ -132,6 +132,7 @@ class AdaptiveProposal(Proposal):
     Examples
     --------
     >>> from types import SimpleNamespace
+    >>> import numpyro.distributions as dist
     >>> from bayesdiv.inference.smc import ParticleFilter
     >>> sharp = SimpleNamespace(
     ...     initial=lambda: dist.Normal(0.0, 1.0),

@@ -75,6 +75,7 @@ def test_max_sliced_finds_a_line_that_the_means_do_not_show(backend):
     assert float(info.objective) == pytest.approx(max(powers), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_distributional_lies_between_sliced_and_max_sliced():
     """Distance and E|cos| of the learnt law over λ: from the max-sliced to the sliced distance.
 

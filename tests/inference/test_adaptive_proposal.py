@@ -112,6 +112,7 @@ def growth_bootstrap():
     )
 
 
+@pytest.mark.slow
 def test_growth_lies_between_floor_and_bootstrap(growth_bootstrap):
     """No kernel gets below the floor that ψ = 1 leaves; the fit closes most of the way to it."""
     model, observations = growth(1.0), jnp.asarray(growth_series(1.0))
@@ -167,8 +168,10 @@ def test_overfitted_experts_lower_kl_and_ruin_the_evidence():
     bare = overfit(kappa=1e-6, defensive_fraction=0.0)
     guarded = overfit(kappa=1e-2, defensive_fraction=0.1)
     assert bare.kl.mean() < guarded.kl.mean() - 0.2
-    assert bare.log_evidence.std(ddof=1) > 1.2
     assert guarded.log_evidence.std(ddof=1) < 0.8
+    assert bare.log_evidence.std(ddof=1) > 1.5 * guarded.log_evidence.std(ddof=1)
+    # Both are unbiased before the logarithm: who is usually lower is sometimes far too high.
+    assert bare.log_evidence.mean() < guarded.log_evidence.mean() - 1.0
     assert guarded.ess.min(axis=1).mean() > 2 * bare.ess.min(axis=1).mean()
 
 
@@ -200,6 +203,7 @@ def test_never_adapting_is_the_bootstrap_exactly():
     np.testing.assert_array_equal(plain.log_evidence_increments, never.log_evidence_increments)
 
 
+@pytest.mark.slow
 def test_labels_do_not_matter():
     model = norm_observed_walk(0.2)
     proposal = AdaptiveProposal(num_experts=3, gate_strength=1.0)
@@ -267,6 +271,7 @@ def test_when_to_adapt(rule):
     )
 
 
+@pytest.mark.slow
 def test_an_interval_keeps_the_kernel_in_between():
     proposal = AdaptiveProposal(num_experts=1, adapt_when="every", interval=3, num_iterations=2)
     fit = learner(proposal)

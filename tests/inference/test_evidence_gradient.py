@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import pytest
 from jax.flatten_util import ravel_pytree
 from numpyro.infer import SVI, Trace_ELBO, init_to_value
 from numpyro.infer.autoguide import AutoDelta
@@ -38,6 +39,7 @@ def optimal_proposal(parameters: LinearGaussianParameters) -> AuxiliaryProposal:
     return AuxiliaryProposal(GuidedProposal(move, start))
 
 
+@pytest.mark.slow
 def test_svi_learns_what_maximum_likelihood_does():
     _, observations = linear_gaussian(LinearGaussianParameters(0.8, 0.6, 1.0, 0.5)).simulate(
         jax.random.key(3), 40

@@ -132,7 +132,8 @@ def optimum(total, start):
     if start.scale is not None:
         parts.append(np.log(start.scale))
     found = minimize(
-        lambda vector: float(total(experts(vector)).sum()),
+        # A step too far may overflow; differences of two infinities are no gradient.
+        lambda vector: min(float(total(experts(vector)).sum()), 1e12),
         np.concatenate(parts),
         jac="3-point",
         method="BFGS",

@@ -122,6 +122,7 @@ def test_units_go_there_and_back():
     assert int(fit.num_iterations) == 1
 
 
+@pytest.mark.slow
 def test_shards_in_one_vmap_are_shards_one_by_one():
     shards = [simulate(size, seed=seed)[:2] for seed, size in enumerate((150, 90, 120))]
     padded = [

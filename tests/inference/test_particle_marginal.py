@@ -114,6 +114,7 @@ def particle_model(observations):
     )
 
 
+@pytest.mark.slow
 def test_a_particle_filter_gives_the_posterior_of_the_exact_likelihood():
     _, observations = linear_gaussian(LinearGaussianParameters(0.8, 0.6, 1.0, 0.5)).simulate(
         jax.random.key(3), 30
@@ -139,6 +140,7 @@ def test_a_particle_filter_gives_the_posterior_of_the_exact_likelihood():
         assert float(az.rhat(az.convert_to_dataset(np.asarray(draws[name])))["x"]) < 1.03
 
 
+@pytest.mark.slow
 def test_paths_of_the_runs_accepted_have_the_smoothing_law():
     """From a filter of four particles, whose own paths are far from it."""
     parameters = LinearGaussianParameters(0.9, 0.5, 1.0, 0.4)
@@ -177,6 +179,7 @@ def short(num_samples=20, **settings):
     )
 
 
+@pytest.mark.slow
 def test_chain_methods_agree_and_chains_go_on():
     whole = short(40)
     first = short()

@@ -117,6 +117,7 @@ def test_backward_trajectories_have_the_law_of_the_smoother(trajectories):
     assert_within_standard_errors((centred[..., 1:] * centred[..., :-1]).mean(1), covariance)
 
 
+@pytest.mark.slow
 def test_backward_trajectories_do_not_merge():
     """Where the bootstrap filter's genealogy has merged into a few ancestors."""
     particle_filter = ParticleFilter(MODEL, num_particles=COUNT, ess_threshold=1.0)

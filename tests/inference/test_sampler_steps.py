@@ -182,6 +182,7 @@ def test_jax_steps_compile_with_a_traced_step_size():
     np.testing.assert_allclose(moved(0.3), wanted.step(state, target)[0].position, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_jax_chains_may_be_mapped():
     dynamics = SGHMCDynamics(0.1, num_burn_in=2)
     target = quadratic("jax", np.ones(2), gradient_noise=1.0)

@@ -84,6 +84,7 @@ def assert_same_law(found, reference, *, gate=5.0, least_ess=200.0):
             assert (off < 1.0).all(), f"{method} of {name}: {off.max() * gate:.1f} errors off"
 
 
+@pytest.mark.slow
 def test_the_posterior_of_a_hierarchy_is_that_of_nuts(run, data):
     nuts = MCMC(NUTS(hierarchy), num_warmup=300, num_samples=1500, progress_bar=False)
     nuts.run(jax.random.key(1), *data)

@@ -178,6 +178,7 @@ def test_vector_states_give_the_product_of_evidences():
     assert np.abs(result.mean[:, -1, 1].mean() - exact[1].mean[-1]) < 0.02
 
 
+@pytest.mark.slow
 def test_uncapped_lookahead_collapses_as_particles_are_added():
     """The cap at sup log g is what keeps an auxiliary filter right; more particles do not."""
     observations = volatility_series(5, seed=1, outlier=3.5)

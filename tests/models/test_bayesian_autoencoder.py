@@ -146,6 +146,7 @@ def test_minibatches_estimate_the_potential_without_bias(backend):
     np.testing.assert_allclose(np.mean(single), full, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_plates_supply_the_scale_of_a_minibatch():
     prior, jax_prior = some_prior("torch"), some_prior("jax")
     torch_images, jax_images = make_array("torch", IMAGES), make_array("jax", IMAGES)

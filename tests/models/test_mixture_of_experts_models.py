@@ -178,6 +178,7 @@ def test_pyro_svi_vectorises_particles_and_subsamples():
     assert draws["outcome"].shape == (3, 200)
 
 
+@pytest.mark.slow
 def test_nuts_finds_the_predictive_mean():
     predictors, outcome, truth = simulate(150, dim=1, num_experts=2, seed=2)
     outcome = (outcome - outcome.mean()) / outcome.std()

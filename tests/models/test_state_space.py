@@ -126,6 +126,7 @@ def test_predictive_draws_follow_the_model():
     assert float(drawn["observations"].min()) == 0.0
 
 
+@pytest.mark.slow
 def test_nuts_on_the_path_agrees_with_the_smoother():
     model = linear_gaussian(SCALAR)
     _, observations = model.simulate(jax.random.key(2), 8)

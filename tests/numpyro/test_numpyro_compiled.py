@@ -157,6 +157,7 @@ def test_estimate_can_be_compiled():
     assert found.log_evidence.shape == ()
 
 
+@pytest.mark.slow
 def test_a_flow_without_inverse_falls_back_to_reparameterisation():
     def pair_model():
         z = numpyro.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))

@@ -23,6 +23,7 @@ def normal_mean(y):
 Y_SMALL = np.array([0.5, 1.5, 2.5])
 
 
+@pytest.mark.slow
 def test_a_seed_is_a_number_or_a_key():
     one, same, key = (
         fit(normal_mean, Y_SMALL, seed=seed, max_steps=100, num_restarts=1, progress_bar=False)

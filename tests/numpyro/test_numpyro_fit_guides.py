@@ -65,6 +65,7 @@ class TestFlow:
                 x = jnp.asarray(rng.standard_normal(3))
                 np.testing.assert_array_equal(jax.tree.unflatten(tree, leaves)(x), layer(x))
 
+    @pytest.mark.slow
     def test_one_dimension_takes_skewness(self):
         # A log-gamma density: skew to the left, and its evidence known.
         def model():
@@ -84,6 +85,7 @@ class TestFlow:
         draws = flow.to_arviz(num_draws=4000).posterior["log_rate"].values.ravel()
         assert draws.mean() == pytest.approx(mean, abs=0.1 * draws.std())
 
+    @pytest.mark.slow
     def test_a_flow_bends(self):
         def banana():
             x = numpyro.sample("x", dist.Normal(0.0, 1.0))

@@ -126,6 +126,7 @@ class TestOwnGuide:
         assert result.params["loc"] == pytest.approx(2.0, abs=0.05)
 
 
+@pytest.mark.slow
 def test_forward_and_reverse_meet_where_the_guide_is_exact():
     reverse, forward = (
         fit(normal_model, guide="full_rank", objective=name, num_restarts=1, progress_bar=False)

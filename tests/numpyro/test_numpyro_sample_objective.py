@@ -45,6 +45,7 @@ def fit(model, guide, loss, num_steps, *args, rate=0.03, stateful=True):
     return svi, svi.run(jax.random.key(1), num_steps, *args, progress_bar=False)
 
 
+@pytest.mark.slow
 def test_latent_finds_the_conjugate_posterior():
     guide = AutoNormal(normal_model, init_loc_fn=init_to_median)
     loss = objective("energy_distance", warmup=100, num_particles=32)
@@ -60,6 +61,7 @@ def test_latent_finds_the_conjugate_posterior():
     assert int(result.state.mutable_state["bayesdiv_state"]["step"]) == 400
 
 
+@pytest.mark.slow
 def test_learnt_slices_find_a_correlated_posterior():
     guide = AutoMultivariateNormal(regression, init_loc_fn=init_to_median)
     loss = objective(

@@ -163,6 +163,7 @@ def test_psis_resample_repairs_what_mean_field_misses():
     assert "one restart" in str(result)
 
 
+@pytest.mark.slow
 def test_a_hierarchical_model_with_constrained_sites():
     y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
     sigma = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
