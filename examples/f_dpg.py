@@ -50,7 +50,8 @@ class Options:
     """Divergences, for every target; those of the preset by default."""
     targets: tuple[str, ...] = ()
     """Targets; those of the preset by default."""
-    preset: Literal["quick", "laptop"] = "laptop"
+    preset: Literal["quick", "laptop", "gpu", "quick-gpu"] = "laptop"
+    """gpu is SmolLM2-135M on English; quick-gpu a few steps of the same."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = 0
     num_seeds: int | None = None

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
+from f_dpg_language import language_problems
+from f_dpg_names import names_problems
+from f_dpg_problem import Problem
 
-from bayesdiv.data import ALPHABET, encode_names, load_names
 from bayesdiv.inference.f_dpg import FDPG
 from bayesdiv.inference.sequence_metrics import TargetSample, draw_from_target, evaluate_policy
-from bayesdiv.models.character_language_model import CharacterModel, character_language_model
-from bayesdiv.models.sequence_targets import (
-    ExponentialTilt,
-    PointwiseConstraint,
-    ScalarPreference,
-    SequenceTarget,
-)
+from bayesdiv.models.character_language_model import CharacterModel
 from bayesdiv.training import train
 
-BETA = 0.1
 BOUNDED = ("forward_kl", "jensen_shannon", "total_variation", "squared_hellinger")
 
 
@@ -49,8 +42,12 @@ class Preset:
         Steps between evaluations.
     num_proposed, num_evaluated
         Sequences of the base that samples of the target are drawn from, and of each evaluation.
+    model
+        "names", or "smollm2" for English.
     base
         The base model of names.
+    max_length, batch_size
+        Tokens of a continuation of English, and rows at a time.
     """
 
     num_seeds: int
@@ -61,7 +58,10 @@ class Preset:
     evaluate_every: int = 50
     num_proposed: int = 200_000
     num_evaluated: int = 4000
+    model: str = "names"
     base: CharacterModel = field(default_factory=CharacterModel)
+    max_length: int = 40
+    batch_size: int = 256
 
 
 PRESETS = {
@@ -89,16 +89,30 @@ PRESETS = {
             "moment": ("forward_kl", "jensen_shannon"),
         },
     ),
+    "gpu": Preset(
+        num_seeds=3,
+        steps={"word": 1000, "sentiment": 1000},
+        divergences={"word": BOUNDED, "sentiment": (*BOUNDED, "reverse_kl")},
+        learning_rate=1.4e-5,
+        evaluate_every=100,
+        num_proposed=100_000,
+        model="smollm2",
+    ),
+    # What the gpu preset runs, small enough for a CPU.
+    "quick-gpu": Preset(
+        num_seeds=1,
+        steps={"sentiment": 2},
+        divergences={"sentiment": ("jensen_shannon",)},
+        num_samples=8,
+        learning_rate=1e-4,
+        evaluate_every=1,
+        num_proposed=32,
+        num_evaluated=16,
+        model="smollm2",
+        max_length=10,
+        batch_size=16,
+    ),
 }
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A target, what counts as aligned with it, and how its sequences read."""
-
-    target: SequenceTarget
-    alignment: Callable[[torch.Tensor], torch.Tensor]
-    description: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,88 +128,13 @@ class Outcome:
     final: dict[str, float]
 
 
-class FemaleScore:
-    """log P(female | name) from the name's pairs of letters and its last letter.
-
-    A class-balanced logistic regression on the census's first names; a table of logits for pairs
-    makes it a sum over the symbols of a sequence.
-    """
-
-    def __init__(self, max_length: int, device: str) -> None:
-        names = load_names()
-        words = np.concatenate([names.female, names.male])
-        words = words[np.char.str_len(words) < max_length]
-        labels = np.isin(words, names.female).astype(int)
-        codes = torch.from_numpy(encode_names(words, max_length))
-        size = len(ALPHABET)
-        counts = torch.zeros(len(words), size * size)
-        before, after, real = self._pairs(codes)
-        counts.scatter_add_(1, before * size + after, real.float())
-        model = LogisticRegression(class_weight="balanced", max_iter=500)
-        model.fit(counts.numpy(), labels)
-        self.accuracy = float(model.score(counts.numpy(), labels))
-        table = torch.from_numpy(model.coef_[0].astype(np.float32)).reshape(size, size)
-        self.table, self.intercept = table.to(device), float(model.intercept_[0])
-
-    @staticmethod
-    def _pairs(value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Each symbol's predecessor, the symbol, and whether the pair counts.
-
-        The end is a symbol of its own, so that a pair says what the last letter is.
-        """
-        before = torch.cat([torch.zeros_like(value[..., :1]), value[..., :-1]], dim=-1)
-        ended = (value == 0).long().cumsum(-1)
-        return before, value, (ended == 0) | ((ended == 1) & (value == 0))
-
-    def __call__(self, value: torch.Tensor) -> torch.Tensor:
-        """log φ, ``(...)``."""
-        before, after, real = self._pairs(value)
-        logits = torch.where(real, self.table[before, after], 0.0).sum(-1) + self.intercept
-        return torch.nn.functional.logsigmoid(logits)
-
-
-def letters(text: str) -> list[int]:
-    """Their numbers."""
-    return [ALPHABET.index(symbol) for symbol in text]
-
-
-def names_problems(preset: Preset, device: str) -> dict[str, Problem]:
-    """Targets over names; base and classifier are fitted once, and found again by processes."""
-    base = character_language_model(preset.base, device=device, progress_bar=False)
-    x, z = letters("XZ")
-    vowels = torch.tensor(letters("AEIOU"), device=device)
-
-    def contains_x(value: torch.Tensor) -> torch.Tensor:
-        return (value == x).any(-1).float()
-
-    def contains_z(value: torch.Tensor) -> torch.Tensor:
-        return (value == z).any(-1).float()
-
-    def starts_with_vowel(value: torch.Tensor) -> torch.Tensor:
-        return torch.isin(value[..., 0], vowels).float()
-
-    found: dict[str, Problem] = {}
-    if "rare" in preset.steps:
-        found["rare"] = Problem(PointwiseConstraint(base, contains_x), contains_x, "contains X")
-    if "lexical" in preset.steps:
-        found["lexical"] = Problem(PointwiseConstraint(base, contains_z), contains_z, "contains Z")
-    if "preference" in preset.steps:
-        score = FemaleScore(preset.base.max_length, device)
-        found["preference"] = Problem(
-            ScalarPreference(base, score, BETA),
-            lambda value: score(value).exp(),
-            f"P(female) with beta {BETA}",
-        )
-    if "moment" in preset.steps:
-        torch.manual_seed(0)
-        tilt = ExponentialTilt.fit(base, [starts_with_vowel], [0.5], num_samples=100_000)
-        found["moment"] = Problem(tilt, starts_with_vowel, "half start with a vowel")
-    return found
-
-
 @lru_cache(maxsize=2)
 def _problems(key: str, device: str) -> dict[str, Problem]:
-    return names_problems(_PRESETS_BY_KEY[key], device)
+    preset = _PRESETS_BY_KEY[key]
+    names = set(preset.steps)
+    if preset.model == "names":
+        return names_problems(names, preset.base, device)
+    return language_problems(names, preset.max_length, preset.batch_size, device)
 
 
 _PRESETS_BY_KEY: dict[str, Preset] = {}
