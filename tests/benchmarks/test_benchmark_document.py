@@ -60,6 +60,27 @@ def test_page_has_every_ratio_its_verdict_and_what_failed(tmp_path):
     assert "torch 2.13.0" in text
 
 
+def test_summary_tells_filters_with_different_targets_apart(tmp_path):
+    report = copy.deepcopy(REPORT)
+    report["cases"] = [
+        {
+            "name": f"jax/filters/{kind}/growth/10000x100",
+            "error": None,
+            "contestants": {kind: timed(seconds), "particles": timed(1.0)},
+            "comparisons": [{"ours": kind, "theirs": "particles", "target": target}],
+            "agreement": {},
+            "notes": {"particles": "0.4"},
+        }
+        for kind, seconds, target in (("bootstrap", 0.2, 0.25), ("auxiliary", 0.2, 0.125))
+    ]
+    page = tmp_path / "page.md"
+    write({"jax": report}, page)
+    text = page.read_text(encoding="utf-8")
+    assert "| Bootstrap filter ≤ 0.25 of `particles`, from 10⁴ particles | 1 | 1 | 0 | 0 |" in text
+    assert "| Guided and auxiliary filters ≤ 0.125 of `particles` | 1 | 0 | 0 | 1 | 0.20 |" in text
+    assert "## Particle filters" in text
+
+
 def test_page_refuses_trial_results(tmp_path):
     report = copy.deepcopy(REPORT)
     report["quick"] = True
