@@ -190,6 +190,9 @@ def rows_of(case: str, divergences: tuple[str, ...]) -> list[Row]:
         bare = {"kappa": 1e-5, "defensive_fraction": 0.0}
         return [
             *plain,
+            # A thousand particles leave a step's fixed costs in the lead.
+            row("bootstrap 10N", None, num_particles=10_000),
+            row("bootstrap 100N", None, num_particles=100_000),
             *kernels(1, **bare),
             *kernels(1, 2, 4, psi=exact, label=" ψ", **bare),
             *kernels(1, psi=exact, label=" ψ ε=.05", kappa=1e-5, defensive_fraction=0.05),
@@ -217,6 +220,7 @@ def rows_of(case: str, divergences: tuple[str, ...]) -> list[Row]:
         return [
             *plain,
             row("bootstrap 10N", None, num_particles=10_000),
+            row("bootstrap 100N", None, num_particles=100_000),
             *kernels(1, 2, 4),
             *kernels(1, 2, 4, psi=exact, label=" ψ"),
             *kernels(1, psi=exact, label=" ψ small fit", **small),
