@@ -13,9 +13,8 @@ tilted law, under any divergence, do in one draw what the best of N does in N.
 
 from __future__ import annotations
 
-import multiprocessing
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +32,7 @@ from alignment_experiment import (
     Preset,
 )
 from alignment_report import report
-from names_problem import load_base
+from names_problem import executor, load_base
 from rich.console import Console
 from rich.progress import Progress
 
@@ -59,6 +58,7 @@ class Options:
     """plain: any women's names; heterogeneous: long ones, and a student that trains its last layer
     only. The preset's by default."""
     processes: int = 2
+    """0 runs everything in this one."""
     output: Path | None = None
     """Where results go; results/alignment_from_demonstrations/<preset> by default."""
 
@@ -167,11 +167,7 @@ def main(options: Options) -> None:
     seeds = range(options.seed, options.seed + options.work.num_seeds)
     tasks = [(seed, variant) for variant in options.work.variants for seed in seeds]
     outcomes: list[Outcome] = []
-    spawn = multiprocessing.get_context("spawn")
-    with (
-        ProcessPoolExecutor(options.processes, mp_context=spawn) as pool,
-        Progress(console=console) as progress,
-    ):
+    with executor(options.processes) as pool, Progress(console=console) as progress:
         bar = progress.add_task("seeds and variants", total=len(tasks))
         running = [pool.submit(run_task, options, *task) for task in tasks]
         for finished in as_completed(running):

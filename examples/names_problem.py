@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,6 +115,13 @@ def fine_tune(
     routine.load_state_dict(best[1])
     network.requires_grad_(requires_grad=False)
     return student
+
+
+def executor(processes: int) -> Executor:
+    """So many processes, or this one where there are to be none."""
+    if processes == 0:
+        return ThreadPoolExecutor(1)
+    return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
 
 
 @torch.no_grad()
