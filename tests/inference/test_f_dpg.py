@@ -217,6 +217,58 @@ def test_conditional_policy_converges():
     assert routine.step()["skipped_contexts"] == 0.0
 
 
+def test_off_policy_steps_work_on_contexts():
+    target = conditional(3, impossible=False)
+    policy = target.base.trainable_copy()
+    routine = FDPG(
+        target, policy, "forward_kl", proposal="adaptive", num_samples=400, adapt_every=2
+    )
+    for _ in range(30):
+        metrics = routine.step(torch.tensor([0, 2]))
+    assert metrics["proposal_updates"] > 0.0
+    assert routine.log_normalizer.isfinite().tolist() == [True, False, True]
+    truth = enumerate_target(target).log_normalizer
+    torch.testing.assert_close(routine.log_normalizer[[0, 2]], truth[[0, 2]], atol=0.05, rtol=0)
+
+
+# Numbers that are far from 1
+
+
+@pytest.mark.parametrize("shift", [-5000.0, 5000.0])
+def test_log_z_never_leaves_log_space(shift):
+    """e^±5000 is no number; the scale of P must not change a step."""
+    factors = [math.log(p) for p in P_A]
+    found = []
+    for extra in (0.0, shift):
+        torch.manual_seed(0)
+        policy = categorical(POLICY_A)
+        routine = FDPG(Given([value + extra for value in factors]), policy, "jensen_shannon")
+        for _ in range(5):
+            routine.step()
+        found.append((policy.network.logits.detach(), routine.log_normalizer))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(found[0][1] + shift, found[1][1], rtol=1e-12, atol=1e-8)
+
+
+def test_a_step_is_the_same_in_single_precision():
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        torch.manual_seed(0)
+        policy = categorical(POLICY_A)
+        policy.network.to(dtype)
+        value = policy.enumerate_support().repeat(8, 1)
+
+        class Listed:
+            batch_shape = torch.Size()
+            sample = staticmethod(lambda shape, value=value: value)
+            log_prob = staticmethod(lambda value: torch.full((len(value),), -math.log(4.0)))
+
+        routine = FDPG(fixture_a(), policy, "pearson_chi2", proposal=Listed(), num_samples=32)
+        routine.step()
+        found.append(policy.network.logits.detach().double())
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+
+
 # Checkpoints
 
 
