@@ -56,8 +56,10 @@ class RewardSettings:
         Of AdamW; a batch has so many rows of either class.
     held_out : float
         Share of each class that is kept for stopping and for the probe.
+    keep : {"best", "last"}
+        Which step's critic is kept: that of the lowest held-out loss, or the last one.
     validate_every : int
-        Steps between looks at the held-out loss; the step of the lowest one is kept.
+        Steps between looks at the held-out loss.
     ratio
         Classes, label smoothing and clamp of the critic.
 
@@ -72,6 +74,7 @@ class RewardSettings:
     learning_rate: float = 3e-3
     weight_decay: float = 1e-2
     held_out: float = 0.1
+    keep: str = "best"
     validate_every: int = 25
     ratio: DensityRatio = DensityRatio()
 
@@ -90,6 +93,8 @@ class RewardSettings:
             )
         if not 0.0 < self.held_out < 1.0:
             raise ValueError(f"held_out must be in (0, 1), got {self.held_out!r}.")
+        if self.keep not in ("best", "last"):
+            raise ValueError(f"keep must be 'best' or 'last', got {self.keep!r}.")
 
 
 class RewardModel:
@@ -306,7 +311,8 @@ def fit_reward_model(
         progress_bar=progress_bar,
         title=kind,
     )
-    routine.restore_best()
+    if settings.keep == "best":
+        routine.restore_best()
     critic.eval()
     probe = routine.probe(*held_out).warn()
     offset = routine.offset

@@ -224,6 +224,28 @@ def test_same_seed_same_reward_and_the_global_generator_stays():
     assert left == torch.rand(1).item()
 
 
+def test_best_step_or_last():
+    """Thirty rows a class are learnt by heart: the last critic is sure, and worse held out."""
+    probes = {}
+    for keep in ("best", "last"):
+        settings = RewardSettings(
+            num_steps=200, batch_size=30, learning_rate=0.03, held_out=0.5, keep=keep
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            fitted = fit_reward_model(
+                "init_sft",
+                GRUCritic(3, end=0),
+                initial=random_chain(1, max_length=6),
+                student=random_chain(2, max_length=6, scale=0.3),
+                num_samples=60,
+                settings=settings,
+            )
+        probes[keep] = fitted.probe
+    assert probes["best"].loss < probes["last"].loss - 0.2
+    assert probes["best"].calibration.slope > probes["last"].calibration.slope
+
+
 # Prompts
 
 
@@ -344,6 +366,7 @@ BAD_SETTINGS = {
     "learning_rate": (dict(learning_rate=0.0), "learning_rate must be positive and finite, got 0"),
     "weight_decay": (dict(weight_decay=-1.0), "weight_decay must be finite and at least 0, got -1"),
     "held_out": (dict(held_out=1.0), r"held_out must be in \(0, 1\), got 1.0"),
+    "keep": (dict(keep="first"), "keep must be 'best' or 'last', got 'first'"),
 }
 
 
