@@ -18,7 +18,7 @@ _NOT_SEEDED = ["sample", "plate", "control_flow"]
 class Evaluation(NamedTuple):
     """One run of the model.
 
-    Attributes
+    Parameters
     ----------
     potential_energy
         −log of the joint density in unconstrained coordinates.

@@ -22,7 +22,7 @@ _LANES = 16
 class EMData(NamedTuple):
     """Standardised rows in blocks, each with one column a row; a pytree.
 
-    Attributes
+    Parameters
     ----------
     features
         ``(blocks, features, block)``; the first feature is 1, the others have mean 0 and sd 1.

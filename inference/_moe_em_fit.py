@@ -16,7 +16,7 @@ __all__ = ["MixtureOfExpertsFit"]
 class MixtureOfExpertsFit(NamedTuple):
     """What `fit_experts` found, in the units of the data; a pytree.
 
-    Attributes
+    Parameters
     ----------
     parameters : MixtureOfExpertsParameters
         For features (1, predictors): gate and coefficients are ``(experts, 1 + dim)``.

@@ -25,7 +25,7 @@ _LOG_TWO_PI = math.log(2.0 * math.pi)
 class EMStatistics(NamedTuple):
     """Sums over rows at given parameters; w weights, τ responsibilities, π gates, e residuals.
 
-    Attributes
+    Parameters
     ----------
     log_likelihood
         Σ w log p(y | φ), ``()``.

@@ -71,7 +71,7 @@ class StepProblem(NamedTuple):
 class PooledExperts(NamedTuple):
     """Every expert of every model on the support, and the gates that weigh them.
 
-    Attributes
+    Parameters
     ----------
     features
         ``(rows, features)``, standardised.

@@ -15,7 +15,7 @@ _START = 10
 class RandomWalk(NamedTuple):
     """Proposal of a Metropolis chain, and the averages that it is learnt from.
 
-    Attributes
+    Parameters
     ----------
     mean
         Of the positions so far, ``(dim,)``.

@@ -24,7 +24,7 @@ _SAME_EXPERT = 1e-6
 class Reduction(NamedTuple):
     """What `TransportReduction.run` found.
 
-    Attributes
+    Parameters
     ----------
     parameters
         The reduced model, for features (1, predictors), in the units of the data.

@@ -34,7 +34,7 @@ _MAD_OF_NORMAL = 1.4826
 class ModelDistances(NamedTuple):
     """How far every model is from the medoid, in nats.
 
-    Attributes
+    Parameters
     ----------
     medoid
         Index of the model whose median distance from the others is smallest.

@@ -57,7 +57,7 @@ class ShardDescription(NamedTuple):
 class LocalFit(NamedTuple):
     """What a shard sends back.
 
-    Attributes
+    Parameters
     ----------
     parameters
         NumPy arrays in the units of the data.

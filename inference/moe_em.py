@@ -52,7 +52,7 @@ class EMState(NamedTuple):
 class EMInfo(NamedTuple):
     """One step's report.
 
-    Attributes
+    Parameters
     ----------
     log_likelihood
         At the new parameters, of the standardised outcome, in nats.

@@ -113,7 +113,7 @@ class TransportReduction:
         One aligned to the medoid (by greedy merging where no model has the wanted size), the
         others by k-means of the predictions.
     tolerance : float
-        Steps end where one lowers the objective by less than tolerance (1 + |objective|).
+        Steps end where one lowers the objective by less than ``tolerance * (1 + |objective|)``.
     max_steps : int
         Of each start.
 

@@ -33,7 +33,7 @@ __all__ = ["ONE_THREAD", "DistributedFit", "LocalFit", "density_weights", "fit_d
 class DistributedFit(NamedTuple):
     """What `fit_distributed` found.
 
-    Attributes
+    Parameters
     ----------
     parameters
         The reduced model, for features (1, predictors), in the units of the data.

@@ -24,7 +24,7 @@ class StochasticGradientState(NamedTuple):
     What the last iteration reported is here too, under the names that ``extra_fields`` takes:
     ``potential_energy`` and every field of ``info``.
 
-    Attributes
+    Parameters
     ----------
     z
         Unconstrained values by site.
