@@ -11,7 +11,7 @@ from bayesdiv.divergences import FDivergence, get_divergence
 from bayesdiv.inference._imitation_checks import Watch, check_finite, require
 from bayesdiv.inference._policy_routine import PolicyRoutine
 from bayesdiv.objectives import RatioCritic, estimate
-from bayesdiv.objectives._normalizer import get_normalizer
+from bayesdiv.objectives._normalizer import RunningNormalizer, get_normalizer
 
 
 class _ByLogRatio(PolicyRoutine):
@@ -256,7 +256,9 @@ class OracleImitation(_ByLogRatio):
             raise ValueError(f"floor must be in (0, 1) or None, got {floor!r}.")
         self.expert, self.floor = expert, floor
         self.normalizer = get_normalizer(normalizer)
-        self._log_z: Any = self.normalizer.init() if self.normalizer.is_stateful else None
+        self._log_z: Any = None
+        if isinstance(self.normalizer, RunningNormalizer):
+            self._log_z = self.normalizer.init()
 
     def step(self, batch: Any = None) -> dict[str, torch.Tensor]:
         """One step on fresh roll-outs; ``batch`` is not looked at."""

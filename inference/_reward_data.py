@@ -99,9 +99,10 @@ def check_same_sampling(**policies: Any) -> None:
                 f"{first} and {second} must be sampled alike, or the difference alone tells them "
                 f"apart, got {setting} = {values[0]!r} and {values[1]!r}."
             )
-    prompts = getattr(one, "prompts", None), getattr(other, "prompts", None)
-    both = [each is not None for each in prompts]
-    if any(both) and not (all(both) and torch.equal(*prompts)):
+    prompts, others = getattr(one, "prompts", None), getattr(other, "prompts", None)
+    if prompts is None and others is None:
+        return
+    if prompts is None or others is None or not torch.equal(prompts, others):
         raise ValueError(f"{first} and {second} must have the same prompts.")
 
 

@@ -146,8 +146,8 @@ class DensityRatio:
         ValueError
             Fewer than two rows of a class, or a logit that is not finite.
         """
-        rows = [_as_host(stop_gradient(logits)) for logits in (p_log_ratio, q_log_ratio)]
-        return probe_logits(*rows, self.max_log_ratio)
+        p, q = (_as_host(stop_gradient(logits)) for logits in (p_log_ratio, q_log_ratio))
+        return probe_logits(p, q, self.max_log_ratio)
 
 
 class RatioCritic:
@@ -207,7 +207,7 @@ class RatioCritic:
         self.ratio = DensityRatio() if ratio is None else ratio
         self.calibration = Calibration()
         self._held_out, self._validate_every = held_out, validate_every
-        self._module = critic if parameters is None else parameters
+        self._module: Any = critic if parameters is None else parameters
         if not hasattr(self._module, "state_dict"):
             raise TypeError(
                 f"critic must have state_dict, got {type(critic).__name__}; pass the module that "
