@@ -1,28 +1,13 @@
 """The example of the adaptive particle filter end to end, at its smallest."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import arviz
 import numpy as np
 import pytest
+from example_scripts import example
 
-ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "examples/adaptive_particle_filter.py", "--preset", "quick"]
-
-
-def run(*arguments):
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+run = example("adaptive_particle_filter")
 
 
 @pytest.fixture(scope="module")

@@ -1,30 +1,13 @@
 """The example of alignment from demonstrations end to end, at its smallest."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import arviz
 import numpy as np
 import pytest
+from example_scripts import example
 
-ROOT = Path(__file__).parents[2]
-COMMAND = [
-    sys.executable, "examples/alignment_from_demonstrations.py", "--preset", "quick",
-]  # fmt: skip
-
-
-def run(*arguments):
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+run = example("alignment_from_demonstrations")
 
 
 @pytest.fixture(scope="module")

@@ -1,28 +1,13 @@
 """The Bayesian autoencoder's example end to end, at its smallest."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import arviz
 import numpy as np
 import pytest
+from example_scripts import example
 
-ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "examples/bayesian_autoencoder.py", "--preset", "quick"]
-
-
-def run(*arguments):
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+run = example("bayesian_autoencoder")
 
 
 @pytest.fixture(scope="module")

@@ -1,28 +1,13 @@
 """The example of distributed mixtures of experts end to end, at its smallest."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import arviz
 import numpy as np
 import pytest
+from example_scripts import example
 
-ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "examples/distributed_mixture_of_experts.py", "--preset", "quick"]
-
-
-def run(*arguments):
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+run = example("distributed_mixture_of_experts")
 
 
 @pytest.fixture(scope="module")
