@@ -54,6 +54,14 @@ _SECTIONS = {
         "rows at every step and SGHMC 32 of them. Where all rows fit the cache and the posterior "
         "is close to normal, NUTS is the sampler to take.",
     ),
+    "sequences": (
+        "Sequences",
+        "Sampling of rows × symbols, and a step of f-DPG with that many sequences. Without a "
+        "cache, the whole prefix goes through the network at every symbol. `generate` is that of "
+        "transformers on a GPT-2 of random weights. REINFORCE is the loop written out for "
+        "KL-penalised reward, with the same draws, baseline and optimiser; its gradient is that "
+        "of reverse KL. *pseudo-reward* is the divergence's share of a step.",
+    ),
     "filters": (
         "Particle filters",
         "One filtered series; names are the filter, the model, the number of particles and the "
@@ -166,6 +174,10 @@ def _targets(every: list[Row]) -> Iterator[tuple[str, list[Row]]]:
     yield "SGHMC: 16 chains in torch ≤ 1.15 of a bare loop", among("sghmc", "bare loop")
     yield "SGHMC: one chain in torch ≤ 0.25 of `posteriors`", among("sghmc", "posteriors")
     yield "SGHMC: JAX ≤ 1.10 of blackjax", among("sghmc", "blackjax")
+    yield "Sampling no slower than without a cache", among("sequences", "no cache")
+    yield "Sampling no slower than `generate` of transformers", among("sequences", "generate")
+    yield "f-DPG's step ≤ 1.1 of plain REINFORCE", among("sequences", "REINFORCE")
+    yield "The divergence ≤ 0.01 of f-DPG's step", among("sequences", "jensen_shannon")
     yield "Bootstrap filter ≤ 1.2 of a bare scan", among("filters", "bare scan")
     yield "Bootstrap filter ≤ 0.5 of smcx, from 10⁴ particles", among("filters", "smcx")
     yield "Bootstrap filter ≤ 0.5 of cuthbert, from 10⁴ particles", among("filters", "cuthbert")

@@ -10,7 +10,7 @@ from typing import Any
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _PACKAGES = {
-    "torch": ("torch", "pyro-ppl", "pot", "geomloss", "posteriors"),
+    "torch": ("torch", "pyro-ppl", "pot", "geomloss", "posteriors", "transformers"),
     "jax": ("jax", "jaxlib", "numpyro", "pot", "ott-jax", "blackjax", "smcx", "cuthbert"),
 }
 

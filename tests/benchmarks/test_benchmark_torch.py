@@ -6,8 +6,9 @@ import pytest
 
 pytest.importorskip("geomloss")
 pytest.importorskip("tensordict")
+pytest.importorskip("transformers")
 
-from benchmarks import pyro_cases, sghmc_torch, transport_torch
+from benchmarks import pyro_cases, sequences_torch, sghmc_torch, transport_torch
 from benchmarks.cases import ResultsDiffer, run_case
 from benchmarks.pyro_models import small
 from benchmarks.results import rows
@@ -16,6 +17,7 @@ CASES = [
     *pyro_cases.cases(quick=True),
     *transport_torch.cases(quick=True),
     *sghmc_torch.cases(quick=True),
+    *sequences_torch.cases(quick=True),
 ]
 
 
@@ -32,3 +34,14 @@ def test_another_objective_is_not_timed(monkeypatch):
     monkeypatch.setattr(pyro_cases, "Trace_ELBO", wrong)
     with pytest.raises(ResultsDiffer, match="reverse_kl: loss"):
         pyro_cases.prepare(small, 16)
+
+
+def test_another_divergence_is_no_reinforce(monkeypatch):
+    other = functools.partial(_other_divergence, sequences_torch.FDPG)
+    monkeypatch.setattr(sequences_torch, "FDPG", other)
+    with pytest.raises(ResultsDiffer, match="gradient"):
+        sequences_torch.prepare_step(16)
+
+
+def _other_divergence(make, target, policy, divergence, **settings):
+    return make(target, policy, "squared_hellinger", **settings)
