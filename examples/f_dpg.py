@@ -97,7 +97,7 @@ def _pool(processes: int) -> Executor:
 
 def main(options: Options) -> None:
     """Every target, divergence and seed, then tables, figures and files."""
-    console = Console(width=max(Console().width, 150))
+    console = Console(width=max(Console().width, 220))
     begin = time.perf_counter()
     work, place = options.work, options.place
     options.folder.mkdir(parents=True, exist_ok=True)
