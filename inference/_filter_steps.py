@@ -214,6 +214,11 @@ def _resample(
         base = jnp.full((count,), -math.log(count), weights.dtype)
         if adjustments is not None:
             base = base + largest + jnp.log(total) - adjustments[ancestors]
+        if settings.differentiable == "score":
+            share = state.log_weights if adjustments is None else log_first - jnp.log(total)
+            chosen = share[ancestors]
+            # Zero, with the gradient of the log-probability that these ancestors had.
+            base = base + chosen - jax.lax.stop_gradient(chosen)
         return states[ancestors], base, ancestors
 
     def keep(states: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -308,7 +313,7 @@ def _refuse(primals: tuple, tangents: tuple) -> Any:
         "the results of a particle filter are not differentiable as they are: resampling is a "
         "step function of the parameters. Use an inference method without gradients, such as "
         "particle-marginal MCMC, or pass differentiable=True for a biased gradient, which holds "
-        "the ancestors fixed."
+        "the ancestors fixed, or 'score' for a noisier one without that bias."
     )
 
 

@@ -60,12 +60,14 @@ class ParticleFilter:
     ess_threshold : float
         Resample when the effective sample size of W ψ is below this share of N: 0 never, 1 always.
         Where a step does not resample, ψ is not used.
-    differentiable : bool
+    differentiable : bool or str
         Whether results may be differentiated with respect to what the model closes over. The
-        gradient runs through the draws, which must be reparameterised, and through the weights;
-        ancestors are held fixed. It leaves out how resampling depends on the parameters, and is
-        therefore biased; as an ascent direction for the evidence lower bound E log Ẑ it is the
-        usual one. Where False, differentiation is an error.
+        gradient runs through the draws, which must be reparameterised, and through the weights.
+        With True ancestors are held fixed: that leaves out how resampling depends on the
+        parameters, and is biased; as an ascent direction for E log Ẑ it is the usual one. With
+        ``"score"`` the score of the ancestors' probabilities is added: the gradient of Ẑ is
+        unbiased, so that of log Ẑ is consistent in N, and its variance is larger. Where False,
+        differentiation is an error.
 
     Raises
     ------
@@ -78,7 +80,7 @@ class ParticleFilter:
     ----------
     Gordon, Salmond and Smith (1993); Pitt and Shephard (1999); Del Moral (2004), section 7.4.2, for
     the evidence; Maddison et al. (2017), Le et al. (2018) and Naesseth et al. (2018) for its
-    gradient.
+    gradient, Ścibior and Wood (2021) for the one with the score.
 
     Examples
     --------
@@ -100,7 +102,7 @@ class ParticleFilter:
     num_particles: int = field(default=1000, kw_only=True)
     resampling: Any = field(default="systematic", kw_only=True)
     ess_threshold: float = field(default=0.5, kw_only=True)
-    differentiable: bool = field(default=False, kw_only=True)
+    differentiable: bool | str = field(default=False, kw_only=True)
     _compiled: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -121,6 +123,10 @@ class ParticleFilter:
         if not 0 <= threshold <= 1:
             raise ValueError(f"ess_threshold must be in [0, 1], got {threshold}.")
         get_resampling(self.resampling)
+        if not isinstance(self.differentiable, bool) and self.differentiable != "score":
+            raise ValueError(
+                f"differentiable must be True, False or 'score', got {self.differentiable!r}."
+            )
 
     def init(self, key: jax.Array, observation: Any) -> tuple[FilterState, FilterInfo]:
         """The cloud at time 0, weighted by ``observation``, a row; NaN in it makes it missing."""
@@ -250,7 +256,7 @@ def log_evidence(
     num_particles: int = 1000,
     resampling: Any = "systematic",
     ess_threshold: float = 0.5,
-    differentiable: bool = False,
+    differentiable: bool | str = False,
 ) -> jax.Array:
     """An estimate of log p(y_{0:T−1}), ``()``, whose exponential is unbiased.
 

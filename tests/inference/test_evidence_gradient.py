@@ -81,3 +81,54 @@ def test_svi_learns_what_maximum_likelihood_does():
     assert off.max() < 0.25, f"{off} standard errors of the estimate"
     away = abs(ravel_pytree(start)[0] - best) / standard_errors
     assert away.max() > 1.0, "the start would pass"
+
+
+@pytest.mark.parametrize(
+    ("proposal", "ess_threshold"),
+    [(None, 1.0), pytest.param(AuxiliaryProposal(), 0.5, marks=pytest.mark.slow)],
+)
+def test_score_of_resampling_makes_the_gradient_unbiased(proposal, ess_threshold):
+    """E ∇Ẑ = ∇Z from twenty particles; with fixed ancestors a bootstrap filter's is far from it."""
+    parameters = LinearGaussianParameters(0.8, 0.6, 1.0, 0.5)
+    _, observations = linear_gaussian(parameters).simulate(jax.random.key(3), 8)
+
+    def estimate(slope, key, differentiable):
+        return log_evidence(
+            key,
+            linear_gaussian(parameters._replace(transition_matrix=slope)),
+            observations,
+            proposal=proposal,
+            num_particles=20,
+            ess_threshold=ess_threshold,
+            differentiable=differentiable,
+        )
+
+    def exact(slope):
+        return kalman_filter(
+            parameters._replace(transition_matrix=slope), observations
+        ).log_evidence
+
+    log_z, wanted = jax.value_and_grad(exact)(0.8)
+    keys = jax.random.split(jax.random.key(0), 6_000)
+    off = {}
+    for kind in (True, "score"):
+        gradient = jax.value_and_grad(lambda slope, key, kind=kind: estimate(slope, key, kind))
+        value, slope = jax.jit(jax.vmap(gradient, in_axes=(None, 0)))(0.8, keys)
+        # ∇Ẑ / Z.
+        samples = np.asarray(jnp.exp(value - log_z) * slope)
+        off[kind] = (samples.mean() - wanted) / (samples.std(ddof=1) / np.sqrt(len(keys)))
+    assert abs(off["score"]) < 5.0
+    if proposal is None:
+        assert abs(off[True]) > 8.0
+
+
+def test_kinds_of_gradient_are_named():
+    with pytest.raises(
+        ValueError, match="differentiable must be True, False or 'score', got 'ibis'"
+    ):
+        log_evidence(
+            jax.random.key(0),
+            linear_gaussian(LinearGaussianParameters(0.8, 0.6, 1.0, 0.5)),
+            jnp.ones(3),
+            differentiable="ibis",
+        )
