@@ -32,7 +32,7 @@ from alignment_experiment import (
     Preset,
 )
 from alignment_report import report
-from names_problem import executor, load_base
+from names_problem import cpu_seconds, executor, load_base
 from rich.console import Console
 from rich.progress import Progress
 
@@ -179,6 +179,7 @@ def main(options: Options) -> None:
         "preset": options.preset,
         "seeds": len(seeds),
         "seconds": round(time.perf_counter() - start, 1),
+        "cpu_seconds": cpu_seconds(),
     }
     report(outcomes, options.folder, settings, console)
 

@@ -141,51 +141,83 @@ def _cell(value: Sequence[float] | None, decimals: int) -> str:
 
 
 def draw(summary: Sequence[dict[str, Any]], folder: Path) -> None:
-    """The curves over N, one panel a variant and critic, and accuracy against usefulness."""
+    """The curves over N, one panel a variant and critic; accuracy against the choice's worth."""
     from matplotlib.figure import Figure
 
     variants = list(dict.fromkeys(entry["variant"] for entry in summary))
     critics = [
         critic
         for critic in ("gru", "gru long", "linear")
-        if any(entry["row"].endswith(f" {critic}") for entry in summary)
+        if any(entry["row"] == f"init_sft {critic}" for entry in summary)
     ]
-    size = (4.2 * len(critics), 3.4 * len(variants))
+    size = (3.6 * len(critics), 3.0 * len(variants))
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(len(variants), len(critics), squeeze=False, sharey="row")
+    axes = figure.subplots(len(variants), len(critics), squeeze=False, sharex=True, sharey="row")
     for variant, line in zip(variants, axes, strict=True):
+        rows = {entry["row"]: entry for entry in summary if entry["variant"] == variant}
         for critic, axis in zip(critics, line, strict=True):
-            for entry in summary:
-                own = entry["row"].endswith(f" {critic}")
-                anchor = "accuracy" not in entry and not entry["row"].startswith("preference")
-                if entry["variant"] != variant or "win_rate" not in entry or not (own or anchor):
-                    continue
-                names = [name for name in entry if name.startswith("golden_")]
-                counts = [int(name.removeprefix("golden_")) for name in names]
-                means, spreads = np.array([entry[name] for name in names]).T
-                label = entry["row"].removesuffix(f" {critic}").replace("_", "-")
-                lines = axis.plot(counts, means, "-" if own else ":", label=label, lw=1.2)
-                axis.fill_between(
-                    counts, means - spreads, means + spreads, alpha=0.15, color=lines[0].get_color()
-                )
+            for row, (label, style) in _lines(critic).items():
+                if row in rows:
+                    _draw_curve(axis, rows[row], label, style)
             axis.set_xscale("log", base=2)
-            axis.set_title(f"{variant}, {critic} reward models", fontsize=9)
-            axis.set_xlabel("N")
-        line[0].set_ylabel("judge's log-odds of the best of N")
-    axes[0, -1].legend(fontsize=6, ncols=2)
-    figure.savefig(folder / "best_of_n.png", dpi=110)
+            axis.set_title(f"{variant}; {critic.replace('gru', 'GRU')}", fontsize=9)
+        line[0].set_ylabel("judge's log-odds of the best of N", fontsize=8)
+    for axis in axes[-1]:
+        axis.set_xlabel("N")
+    axes[0, 0].legend(fontsize=6, ncols=2)
+    figure.savefig(folder / "best_of_n.png", dpi=100)
 
-    figure = Figure(figsize=(4.2, 3.4), layout="constrained")
+    figure = Figure(figsize=(4.6, 3.4), layout="constrained")
     axis = figure.subplots()
+    markers = {"gru": "o", "gru stopped": "s", "gru long": "D", "gru fresh": "^", "linear": "v"}
     for entry in summary:
-        if "accuracy" in entry:
-            last = [name for name in entry if name.startswith("golden_")][-1]
-            axis.plot(entry["accuracy"][0], entry[last][0], "o", ms=4)
-            axis.annotate(
-                f"{entry['row'].replace('_', '-')}, {entry['variant'][:5]}",
-                (entry["accuracy"][0], entry[last][0]),
-                fontsize=6,
-            )
+        kind, _, critic = entry["row"].partition(" ")
+        if "accuracy" not in entry:
+            continue
+        last = [name for name in entry if name.startswith("golden_")][-1]
+        is_plain = entry["variant"] == "plain"
+        axis.plot(
+            entry["accuracy"][0],
+            entry[last][0],
+            markers[critic],
+            color=_COLOURS[kind],
+            fillstyle="full" if is_plain else "none",
+            ms=5,
+        )
+    for kind in ("init_sft", "init_demo", "sft_demo"):
+        axis.plot([], [], "o", color=_COLOURS[kind], label=kind.replace("_", "-"))
+    for critic, marker in markers.items():
+        axis.plot([], [], marker, color="grey", label=critic.replace("gru", "GRU"))
+    axis.plot([], [], "o", color="grey", fillstyle="none", label="heterogeneous")
+    axis.legend(fontsize=6)
     axis.set_xlabel("held-out accuracy of the reward model")
-    axis.set_ylabel("judge's log-odds at the largest N")
-    figure.savefig(folder / "accuracy_and_use.png", dpi=110)
+    axis.set_ylabel("judge's log-odds at the largest N", fontsize=8)
+    figure.savefig(folder / "accuracy_and_use.png", dpi=100)
+
+
+_COLOURS = {
+    "init_sft": "C0",
+    "init_demo": "C1",
+    "sft_demo": "C2",
+    "preference": "C3",
+    "judge": "black",
+    "log_ratio": "C4",
+    "longest": "C5",
+    "random": "grey",
+}
+
+
+def _lines(critic: str) -> dict[str, tuple[str, str]]:
+    """Label and style of each row in a critic's panel."""
+    learnt = ("init_sft", "init_demo", "sft_demo", "preference")
+    lines = {f"{kind} {critic}": (kind, "-") for kind in learnt}
+    return lines | {row: (row, ":") for row in ("judge", "log_ratio", "longest", "random")}
+
+
+def _draw_curve(axis: Any, entry: dict[str, Any], label: str, style: str) -> None:
+    names = [name for name in entry if name.startswith("golden_")]
+    counts = [int(name.removeprefix("golden_")) for name in names]
+    means, spreads = np.array([entry[name] for name in names]).T
+    colour = _COLOURS[label]
+    axis.plot(counts, means, style, label=label.replace("_", "-"), lw=1.3, color=colour)
+    axis.fill_between(counts, means - spreads, means + spreads, alpha=0.15, color=colour, lw=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -122,6 +123,12 @@ def executor(processes: int) -> Executor:
     if processes == 0:
         return ThreadPoolExecutor(1)
     return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
+
+
+def cpu_seconds() -> float:
+    """Of this process and of those that it has waited for."""
+    used = os.times()
+    return round(used.user + used.system + used.children_user + used.children_system, 1)
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ import torch
 import tyro
 from imitation_experiment import GROUPS, PRESETS, Experiment, Outcome, Preset, rows_of
 from imitation_report import report
-from names_problem import executor, load_base
+from names_problem import cpu_seconds, executor, load_base
 from rich.console import Console
 from rich.progress import Progress
 
@@ -118,6 +118,7 @@ def main(options: Options) -> None:
         "preset": options.preset,
         "seeds": len(seeds),
         "seconds": round(time.perf_counter() - start, 1),
+        "cpu_seconds": cpu_seconds(),
     }
     report(outcomes, options.folder, settings, [entropies[seed] for seed in seeds], console)
 
