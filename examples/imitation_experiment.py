@@ -195,11 +195,14 @@ class Experiment:
                 batches = TensorBatches(rows, batch_size=work.batch_size, seed=self.seed)
             num_steps = work.num_oracle_steps if kind == "oracle" else work.num_adversarial_steps
             with warnings.catch_warnings():
-                # The table shows the entropies that this is about.
+                # The table shows the entropies and the clamped share that these are about.
                 warnings.filterwarnings("ignore", "mode collapse")
+                warnings.filterwarnings("ignore", "the discriminator separates")
                 seen, history = self._run(routine, batches, policy, num_steps)
             seen = [(0, first), *seen]
         final = {**seen[-1][1], "demonstration_loss": self._demonstration_loss(policy, group)}
+        if "saturated" in history:
+            final["saturated"] = float(history["saturated"][-50:].mean())
         steps = [step for step, _ in seen]
         curves = _as_curves([metrics for _, metrics in seen])
         return Outcome(group, row, self.seed, steps, curves, final, history)

@@ -26,6 +26,7 @@ COLUMNS = (
     ("distinct-2", "distinct_2", 3),
     ("unique", "unique", 3),
     ("Pareto k", "pareto_k", 2),
+    ("clamped", "saturated", 2),
 )
 TITLES = {
     "many": "many demonstrations",
@@ -60,7 +61,7 @@ def report(
     console.print(f"entropy of the expert {np.mean(entropies):.2f} nats")
     for name, check in checks.items():
         console.print(f"{'holds' if check['holds'] else 'FAILS':6} {name}: {check['found']}")
-    draw(outcomes, float(np.mean(entropies)), folder)
+    draw(content, folder)
     shown = [each for each in outcomes if each.row == "adversarial jensen_shannon"]
     shown = [each for each in shown if each.group == shown[0].group]
     if shown:
@@ -93,14 +94,16 @@ def summarise(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
 
 def _curves(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """Mean, least and largest over seeds by step of evaluation."""
     names = ("forward_kl", "reverse_kl", "jensen_shannon", "entropy", "alignment")
     found = []
     for group, row in dict.fromkeys((each.group, each.row) for each in outcomes):
         same = [each for each in outcomes if (each.group, each.row) == (group, row)]
         entry: dict[str, Any] = {"group": group, "row": row, "steps": same[0].steps}
         for name in names:
-            mean = np.mean([each.curves[name] for each in same], axis=0)
-            entry[name] = [float(f"{value:.4g}") for value in mean]
+            values = np.array([each.curves[name] for each in same])
+            lines = values.mean(0), values.min(0), values.max(0)
+            entry[name] = [[float(f"{value:.4g}") for value in line] for line in lines]
         found.append(entry)
     return found
 
@@ -211,49 +214,67 @@ def _cell(value: Sequence[float] | None, decimals: int) -> str:
     return f"{mean}±{spread}" if value[1] else mean
 
 
-def draw(outcomes: Sequence[Outcome], entropy: float, folder: Path) -> None:
-    """Divergences and entropy by step; alignment against entropy at the end."""
+_COLOURS = {
+    "sft": "black",
+    "occupancy_sft": "grey",
+    "reverse_kl": "C0",
+    "jensen_shannon": "C1",
+    "forward_kl": "C2",
+    "total_variation": "C3",
+    "student": "C5",
+}
+
+
+def _colour(row: str) -> str:
+    return _COLOURS.get(row.split(" ")[-1], "C4")
+
+
+def draw(content: dict[str, Any], folder: Path) -> None:
+    """From what metrics.json holds: divergences and entropy by step; alignment against entropy."""
     from matplotlib.figure import Figure
 
-    groups = [group for group in GROUPS if any(each.group == group for each in outcomes)]
+    curves, entropy = content["curves"], float(np.mean(content["expert_entropy"]))
+    groups = [group for group in GROUPS if any(each["group"] == group for each in curves)]
     panels = (
         ("forward_kl", "KL(expert‖policy)"),
         ("reverse_kl", "KL(policy‖expert)"),
         ("entropy", "entropy of the policy"),
     )
-    size = (3.6 * len(panels), 2.6 * len(groups))
+    size = (3.3 * len(panels), 2.4 * len(groups))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(groups), len(panels), squeeze=False)
     for group, line in zip(groups, axes, strict=True):
         for (metric, label), axis in zip(panels, line, strict=True):
-            for row in dict.fromkeys(each.row for each in outcomes if each.group == group):
-                same = [each for each in outcomes if (each.group, each.row) == (group, row)]
-                curves = np.array([each.curves[metric] for each in same])
-                lines = axis.plot(same[0].steps, curves.mean(0), label=row, lw=1.2)
-                axis.fill_between(
-                    same[0].steps,
-                    curves.min(0),
-                    curves.max(0),
-                    alpha=0.15,
-                    color=lines[0].get_color(),
-                )
+            for curve in (each for each in curves if each["group"] == group):
+                row, colour = curve["row"], _colour(curve["row"])
+                mean, low, high = curve[metric]
+                axis.plot(curve["steps"], mean, label=row.replace("_", " "), lw=1.2, color=colour)
+                axis.fill_between(curve["steps"], low, high, alpha=0.15, color=colour, lw=0)
             if metric == "entropy":
                 axis.axhline(entropy, color="grey", lw=0.8, ls=":")
-            axis.set_title(f"{TITLES[group]}: {label}", fontsize=8)
-        line[0].legend(fontsize=6)
+            axis.set_title(f"{TITLES[group]}: {label}", fontsize=7)
+        line[0].legend(fontsize=5)
     for axis in axes[-1]:
-        axis.set_xlabel("step")
-    figure.savefig(folder / "curves.png", dpi=110)
+        axis.set_xlabel("step", fontsize=8)
+    figure.savefig(folder / "curves.png", dpi=100)
 
-    figure = Figure(figsize=(4.4, 3.4), layout="constrained")
+    figure = Figure(figsize=(4.6, 3.4), layout="constrained")
     axis = figure.subplots()
-    for group, marker in zip(("start", *GROUPS), "xosd", strict=True):
-        for row in dict.fromkeys(each.row for each in outcomes if each.group == group):
-            same = [each.final for each in outcomes if (each.group, each.row) == (group, row)]
-            point = [float(np.mean([final[n] for final in same])) for n in ("entropy", "alignment")]
-            axis.plot(*point, marker, ms=4)
-            axis.annotate(f"{group}: {row}", point, fontsize=5)
+    markers = dict(zip(("start", *GROUPS), "xosD", strict=True))
+    for entry in content["rows"]:
+        axis.plot(
+            entry["entropy"][0],
+            entry["alignment"][0],
+            markers[entry["group"]],
+            color=_colour(entry["row"]),
+            ms=5,
+        )
+    for row in dict.fromkeys(entry["row"].split(" ")[-1] for entry in content["rows"]):
+        axis.plot([], [], "o", color=_colour(row), label=row.replace("_", " "))
+    for group, marker in markers.items():
+        axis.plot([], [], marker, color="grey", label=TITLES[group])
     axis.axvline(entropy, color="grey", lw=0.8, ls=":")
+    axis.legend(fontsize=6, loc="lower left")
     axis.set_xlabel("entropy, nats")
-    axis.set_ylabel("mean P(female)")
-    figure.savefig(folder / "alignment_and_entropy.png", dpi=110)
+    axis.set_ylabel("mean P(female)", fontsize=8)
+    figure.savefig(folder / "alignment_and_entropy.png", dpi=100)

@@ -49,7 +49,7 @@ def test_students_come_nearer_to_the_expert(metrics):
 def test_curves_begin_at_the_warm_start(metrics):
     curves = {(each["group"], each["row"]): each for each in metrics["curves"]}
     first = {
-        curves["many", f"adversarial {name}"]["forward_kl"][0]
+        curves["many", f"adversarial {name}"]["forward_kl"][0][0]
         for name in ("reverse_kl", "jensen_shannon")
     }
     assert len(first) == 1
