@@ -58,7 +58,10 @@ def report(
         }
         for name in descriptions
     }
-    content = {**settings, "targets": targets, "rows": summary, "claims": claims}
+    curves = [curves_of(runs) for runs in _kinds(outcomes)]
+    content = {
+        **settings, "targets": targets, "rows": summary, "claims": claims, "curves": curves
+    }  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(content, indent=1) + "\n")
     for name, rows in summary.items():
         console.print(table(f"{name}: {descriptions[name]}", rows))
@@ -123,6 +126,19 @@ def _row(
     return row
 
 
+def curves_of(runs: Sequence[Outcome]) -> dict[str, Any]:
+    """What the panels show, by step: means over the seeds."""
+    found: dict[str, Any] = {
+        "target": runs[0].problem,
+        "divergence": runs[0].divergence,
+        "steps": runs[0].steps,
+    }
+    for metric, _ in PANELS:
+        means = np.mean([run.curves[metric] for run in runs], axis=0)
+        found[metric] = [float(f"{value:.4g}") for value in means]
+    return found
+
+
 def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
     """One line a divergence; ± is the standard deviation over seeds."""
     found = Table(title=title, title_justify="left")
@@ -175,6 +191,8 @@ def check_claims(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
         order(f"{problem}: JS aligns better than forward KL", problem, "alignment", js, kl)
         order(f"{problem}: JS has the lower KL(p‖π), too", problem, "forward_kl", kl, js)
         order(f"{problem}: forward KL keeps more entropy", problem, "entropy", kl, js)
+        _add_lead(found, _of(outcomes, problem, js), _of(outcomes, problem, kl), problem)
+    _add_recovery(found, _of(outcomes, "preference", rkl))
     for other in ("forward_kl", js, "total_variation", "squared_hellinger"):
         order(f"preference: reverse KL above {other}", "preference", "alignment", rkl, other)
         order(f"preference: its entropy below {other}", "preference", "entropy", other, rkl)
@@ -212,6 +230,39 @@ def check_claims(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 def _kinds(outcomes: Sequence[Outcome]) -> list[list[Outcome]]:
     kinds = dict.fromkeys((found.problem, found.divergence) for found in outcomes)
     return [_of(outcomes, *kind) for kind in kinds]
+
+
+def _add_lead(
+    found: list[dict[str, Any]], ahead: Sequence[Outcome], behind: Sequence[Outcome], problem: str
+) -> None:
+    if not ahead or not behind:
+        return
+    gaps = np.array(
+        [
+            np.subtract(one.curves["alignment"], other.curves["alignment"])[1:].min()
+            for one, other in zip(ahead, behind, strict=True)
+        ]
+    )
+    found.append(
+        {
+            "claim": f"{problem}: JS aligns better than forward KL at every evaluation",
+            "holds": bool((gaps >= 0.0).all()),
+            "found": "least lead by seed " + ", ".join(f"{gap:+.3f}" for gap in gaps),
+        }
+    )
+
+
+def _add_recovery(found: list[dict[str, Any]], runs: Sequence[Outcome]) -> None:
+    if not runs:
+        return
+    rises = [run.curves["entropy"][-1] - min(run.curves["entropy"]) for run in runs]
+    found.append(
+        {
+            "claim": "preference: reverse KL's entropy recovers from its lowest",
+            "holds": bool(np.mean(rises) > 0.1),
+            "found": "rise in nats by seed " + ", ".join(f"{rise:.2f}" for rise in rises),
+        }
+    )
 
 
 def _add_fall(
