@@ -2,14 +2,14 @@ r"""A policy from demonstrations: supervised, or by any f-divergence through a l
 
 With d^E the expert's law of whole sequences, d^π the policy's and l = log d^E/d^π:
 
-=====================  ==============================================  ===========================
-routine                minimises                                       needs of the expert
-=====================  ==============================================  ===========================
-`SupervisedFineTuning` KL(d^E‖d^π), or, weighted by position, the KL   demonstrations
-                       of state–action occupancies
-`AdversarialImitation` D_f(d^E‖d^π) by a learnt l                      demonstrations
-`OracleImitation`      D_f(d^E‖d^π) by the exact l                     a density, known up to log Z
-=====================  ==============================================  ===========================
+========================  ==========================================  ===========================
+routine                   minimises                                   needs of the expert
+========================  ==========================================  ===========================
+`SupervisedFineTuning`    KL(d^E‖d^π); weighted by position, the KL   demonstrations
+                          of state–action occupancies
+`AdversarialImitation`    D_f(d^E‖d^π) by a learnt l                  demonstrations
+`OracleImitation`         D_f(d^E‖d^π) by the exact l                 a density, known up to log Z
+========================  ==========================================  ===========================
 
 The last two are score-function gradients, −E_π[pseudo_reward(l) ∇log π], which are ∇D_f exactly
 where l is right. They are routines for `bayesdiv.training.train`. A policy is an object with
