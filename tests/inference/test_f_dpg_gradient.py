@@ -8,6 +8,8 @@ import torch
 from pyro.infer import SVI
 from sequence_cases import (
     DOSSIER_NAMES,
+    P_A,
+    POLICY_A,
     bigram_chain,
     categorical,
     count_twos,
@@ -27,7 +29,6 @@ from bayesdiv.models.sequence_targets import (
 from bayesdiv.pyro import objective
 
 NAMES = [name for name in list_divergences("f") if name != "generalized_jensen_shannon"]
-P_A, POLICY_A = [0.5, 0.25, 0.125, 0.125], [0.1, 0.2, 0.3, 0.4]
 P_B, POLICY_B = [0.5, 0.5, 0.0], [0.2, 0.5, 0.3]
 # By dossier name: D, pseudo-reward, gradient with respect to the policy's logits.
 FIXTURE_A = {

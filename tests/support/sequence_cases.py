@@ -1,10 +1,16 @@
 """Small sequence problems whose every sum can be written down, with the f-DPG dossier's values."""
 
+import math
+
 import torch
 
+from bayesdiv.models.sequence_targets import SequenceTarget
 from bayesdiv.nn.sequences_torch import MarkovTable
 from bayesdiv.pyro.distributions import AutoregressiveSequence
 
+# Fixture A.
+P_A, POLICY_A = [0.5, 0.25, 0.125, 0.125], [0.1, 0.2, 0.3, 0.4]
+# Fixture C.
 INITIAL = [0.5, 0.3, 0.2]
 TRANSITION = [[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.3, 0.3, 0.4]]
 # Our name for each of the dossier's; its Jensen-Shannon is twice ours.
@@ -55,3 +61,18 @@ def count_twos(value):
 def start_gradient(law):
     """Of the logits of the first symbol."""
     return law.network.logits.grad[-1]
+
+
+class GivenTarget(SequenceTarget):
+    """A uniform categorical base times e^factor."""
+
+    def __init__(self, factors):
+        super().__init__(frozen(categorical([1 / len(factors)] * len(factors))))
+        self.factors = torch.tensor(factors, dtype=torch.float64)
+
+    def log_factor(self, value, contexts=None):
+        return self.factors[value[..., 0]]
+
+
+def fixture_a():
+    return GivenTarget([math.log(p) for p in P_A])
