@@ -1,5 +1,8 @@
 """Names as the package ships them, and as sequences of numbers."""
 
+import importlib.util
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -31,3 +34,14 @@ def test_encoding_is_undone():
 def test_names_that_do_not_fit_are_named(name, message):
     with pytest.raises(ValueError, match=message):
         encode_names(np.array([name]), 7)
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [(None, "pip install names"), ("elsewhere/__init__.py", "has no dist.all.last; install names")],
+)
+def test_a_missing_or_another_package_is_named(monkeypatch, found, message):
+    spec = None if found is None else SimpleNamespace(origin=found)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    with pytest.raises(ImportError, match=message):
+        load_names()

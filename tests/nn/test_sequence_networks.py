@@ -1,4 +1,7 @@
-"""Networks over symbols: bad sizes and starting weights."""
+"""Networks over symbols: bad sizes, starting weights, models of others."""
+
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from bayesdiv.nn.sequences_torch import (
     MarkovTable,
     TransformersModel,
 )
+from bayesdiv.pyro.distributions import AutoregressiveSequence
 
 
 def test_seed_fixes_the_weights_and_leaves_the_global_generator():
@@ -47,3 +51,42 @@ def test_bad_sizes_are_named(make, message):
 def test_wrapped_model_must_have_a_vocabulary():
     with pytest.raises(TypeError, match=r"config.vocab_size, got Linear"):
         TransformersModel(torch.nn.Linear(2, 2))
+
+
+class Tiny(torch.nn.Module):
+    """What `TransformersModel` needs of a model: next logits by the last symbol, and a cache."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = SimpleNamespace(vocab_size=3)
+        self.table = torch.nn.Embedding(3, 3)
+        self.drop = torch.nn.Dropout(0.5)
+        self.calls = []
+
+    def forward(self, input_ids, past_key_values=None, use_cache=None, **more):
+        self.calls.append({"use_cache": use_cache, **more})
+        past = (past_key_values or 0) + input_ids.shape[1]
+        return SimpleNamespace(
+            logits=self.drop(self.table(input_ids)), past_key_values=past if use_cache else None
+        )
+
+
+def test_wrapped_models_are_sampled_with_a_cache_and_scored_without():
+    network = TransformersModel(Tiny()).train()
+    assert not network.training
+    prompts, mask = torch.tensor([[1, 2], [0, 1]]), torch.tensor([[True, True], [False, True]])
+    law = AutoregressiveSequence(network, 3, end=0, prompts=prompts, prompt_mask=mask)
+    value, sampled = law.sample_with_log_prob((20,))
+    first, *later = network.model.calls
+    assert first["use_cache"]
+    assert first["attention_mask"].tolist()[:2] == [[1, 1], [0, 1]]
+    assert first["position_ids"].tolist()[:2] == [[0, 1], [0, 0]]
+    assert later[0]["position_ids"].tolist()[:2] == [[2], [1]]
+    torch.testing.assert_close(law.log_prob(value), sampled)
+    assert not network.model.calls[-1]["use_cache"]
+
+
+def test_pretrained_models_need_their_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match=r"pip install 'bayesdiv\[language-models\]'"):
+        TransformersModel.from_pretrained("somewhere")
