@@ -59,7 +59,10 @@ def check_ratio_source(
     settings: DistillationSettings, teacher: Any, fake_score: Any, critic: Any
 ) -> None:
     """Every divergence but reverse KL weighs by p/q, which has to come from somewhere."""
-    exact = all(callable(getattr(each, "log_prob", None)) for each in (teacher, fake_score))
+    exact = all(
+        hasattr(each, "log_prob") or hasattr(each, "score_and_log_prob")
+        for each in (teacher, fake_score)
+    )
     if critic is None and not exact and settings.rule.needs_normalizer:
         raise ValueError(
             f"critic is needed for {settings.rule!r}, got None: its weights are a function of "
