@@ -24,7 +24,7 @@ class NoiseReport(NamedTuple):
     """
 
     edges: np.ndarray
-    count: np.ndarray
+    num_rows: np.ndarray
     weight_mean: np.ndarray
     weight_min: np.ndarray
     weight_max: np.ndarray
@@ -50,10 +50,10 @@ class WeightHistory:
             else np.zeros((3, 0))
         )
         columns: dict[str, Any] = {name: np.full(num_bins, np.nan) for name in NoiseReport._fields}
-        columns["count"] = np.zeros(num_bins, dtype=int)
+        columns["num_rows"] = np.zeros(num_bins, dtype=int)
         for k in range(num_bins):
             log_ratio, weights, _ = rows[:, rows[2] == k]
-            columns["count"][k] = len(weights)
+            columns["num_rows"][k] = len(weights)
             if not len(weights):
                 continue
             columns["weight_mean"][k] = weights.mean()

@@ -16,22 +16,36 @@ from bayesdiv.diagnostics._predictive import (
     rhat_of_predictions,
 )
 from bayesdiv.diagnostics._psis import SmoothedWeights, describe_k, psis, psis_resample
+from bayesdiv.diagnostics._sample_quality import (
+    ClassCoverage,
+    PrecisionRecall,
+    SampleQuality,
+    class_coverage,
+    precision_recall,
+    sample_quality,
+)
 
 __all__ = [
+    "ClassCoverage",
     "ClassifierFeatures",
     "Comparison",
     "PosteriorAccuracy",
+    "PrecisionRecall",
+    "SampleQuality",
     "SmoothedWeights",
+    "class_coverage",
     "compare",
     "compare_posteriors",
     "describe_k",
     "frechet_distance",
     "plug_in_log_likelihood",
-    "proper_log_likelihood",
+    "precision_recall",
     "predictions_to_arviz",
+    "proper_log_likelihood",
     "psis",
     "psis_resample",
     "rhat_of_predictions",
+    "sample_quality",
     "to_arviz",
     "train_classifier_features",
 ]

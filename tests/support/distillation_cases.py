@@ -4,6 +4,8 @@ import torch
 
 from bayesdiv.inference.score_distillation import DistillationSettings, ScoreDistillation
 from bayesdiv.models.analytic_diffusion import GaussianMixtureDiffusion, gaussian_diffusion
+from bayesdiv.models.diffusion import EDMDenoiser
+from bayesdiv.nn.denoisers_torch import DenoisingMLP
 from bayesdiv.nn.noise_levels_torch import NoiseSchedule
 
 # What the published table's weights are, as multiples of the layer's.
@@ -95,3 +97,29 @@ def exact_routine(student, teacher, divergence, sigma, *, rate=1.0, optimizer=No
         noise=one_level(sigma),
         settings=exact_settings(divergence, **settings),
     )
+
+
+NOISE = NoiseSchedule(0.3, 3.0)
+MODES = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [0.0, 1.2]])
+
+
+def plane_teacher():
+    return GaussianMixtureDiffusion(
+        torch.ones(3), MODES, torch.full((3, 2), 0.3), schedule=NoiseSchedule(0.05, 10.0)
+    )
+
+
+def small_denoiser(width=64):
+    network = DenoisingMLP(2, width=width, num_blocks=2)
+    return EDMDenoiser(network, (2,), sigma_data=1.0, schedule=NoiseSchedule(0.05, 10.0))
+
+
+class QuadraticCritic(torch.nn.Module):
+    """A logit in (1, x, x²): the ratio of two Gaussians is exactly one of these."""
+
+    def __init__(self):
+        super().__init__()
+        self.coefficients = torch.nn.Parameter(tensor(0.0, 0.0, 0.0))
+
+    def forward(self, x, sigma):
+        return torch.cat([torch.ones_like(x), x, x**2], dim=1) @ self.coefficients
