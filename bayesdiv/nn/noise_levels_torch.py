@@ -38,7 +38,7 @@ class NoiseSchedule:
     Examples
     --------
     >>> [round(float(s), 2) for s in NoiseSchedule(0.1, 10.0).levels(4)]
-    [10.0, 2.98, 0.68, 0.1, 0.0]
+    [10.0, 2.93, 0.66, 0.1, 0.0]
     """
 
     sigma_min: float = 0.002

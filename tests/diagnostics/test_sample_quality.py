@@ -63,10 +63,11 @@ def test_narrow_samples_are_precise_and_wide_ones_cover():
     real = normal(0)
     narrow = precision_recall(real, normal(1, scale=0.3))
     wide = precision_recall(real, normal(2, scale=3.0))
-    assert narrow.precision > 0.97
-    assert narrow.recall < 0.6
-    assert wide.recall > 0.9
-    assert wide.precision < 0.4
+    # Outlying real points have wide balls, which flatter a wide sample.
+    assert narrow.precision > 0.95
+    assert wide.recall > 0.95
+    assert narrow.recall < wide.recall - 0.3
+    assert wide.precision < narrow.precision - 0.3
 
 
 def test_a_missed_mode_costs_its_share_of_recall():
