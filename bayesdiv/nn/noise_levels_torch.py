@@ -96,7 +96,9 @@ def expand_sigma(sigma: Any, x: torch.Tensor, *, may_be_zero: bool = False) -> t
 
 
 def denoising_loss(denoiser: Any, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    r"""E[(1/σ² + 1/σ_data²) |D(x + σε, σ) − x|²/dim]: least where D(x_σ, σ) = E[x | x_σ].
+    r"""A denoiser's mean squared error, least where D(x_σ, σ) = E[x given x_σ].
+
+    .. math:: E\big[(σ^{-2} + σ_d^{-2})\, |D(x + σε, σ) - x|^2/\mathrm{dim}\big]
 
     ``denoiser`` is called as ``denoiser(x, sigma)`` and may have ``sigma_data``; ``x`` is
     ``(n, *event)`` and ``sigma`` ``(n,)``. Karras et al. (2022), equation 8.
