@@ -68,7 +68,7 @@ def test_rewards_of_the_table(name):
     torch.testing.assert_close(found, REWARDS[name](h), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("divergence", [*MEMBERS, own_divergence()], ids=str)
+@pytest.mark.parametrize("divergence", [*MEMBERS, pytest.param(own_divergence(), id="own")])
 @pytest.mark.parametrize("kind", ["adversarial", "oracle"])
 def test_policy_gradient_is_that_of_the_divergence(kind, divergence):
     """A sample with exactly the policy's frequencies: no noise, only the baseline's n/(n − 1)."""
