@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from names_problem import END, NUM_SYMBOLS, fine_tune, first_names, load_base, train_judge
+from alignment_problem import Problem, english_problem, names_problem
+from names_problem import fine_tune
 from scipy.stats import spearmanr
 
 from bayesdiv.inference.best_of_n import (
@@ -29,6 +30,8 @@ CRITIC_KINDS = ("init_sft", "init_demo", "sft_demo", "preference")
 # trained thrice as long; "gru fresh" sees many more samples, which only two policies can give.
 CRITICS = ("gru", "gru stopped", "gru long", "gru fresh", "linear")
 _DEMONSTRATION_KINDS = ("init_sft", "init_demo", "sft_demo")
+# Pairs of neighbours among 49,152 tokens are too many for the linear one.
+_ENGLISH_CRITICS = ("gru", "gru stopped", "gru long", "gru fresh")
 _LONG, _FRESH = 3, 7
 ANCHORS = ("judge", "log_ratio", "likelihood", "longest", "random")
 VARIANTS = ("plain", "heterogeneous")
@@ -37,10 +40,17 @@ Reward = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Preset:
-    """How much work."""
+    """How much work, and on which base model: "names", or "smollm2" for English.
+
+    ``max_length`` tokens of English and ``row_batch_size`` rows at a time; for names, both are the
+    base model's.
+    """
 
     num_seeds: int
+    model: str = "names"
     base: CharacterModel = CharacterModel()
+    max_length: int = 40
+    row_batch_size: int = 512
     variants: tuple[str, ...] = VARIANTS
     critics: tuple[str, ...] = CRITICS
     num_demonstrations: int = 3000
@@ -54,7 +64,11 @@ class Preset:
     num_tilt_steps: int = 300
     num_tilt_samples: int = 256
     num_head_draws: int = 250
+    num_evaluated: int = 4000
     batch_size: int = 128
+    tuning_batch_size: int = 128
+    tuning_rate: float = 2e-3
+    tilt_rate: float = 1e-3
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -83,14 +97,41 @@ PRESETS = {
     "laptop": Preset(num_seeds=3),
     "gpu": Preset(
         num_seeds=3,
-        base=CharacterModel(embedding_size=64, hidden_size=512, num_steps=6000, batch_size=1024),
-        num_samples=20_000,
+        model="smollm2",
+        critics=_ENGLISH_CRITICS,
+        num_samples=10_000,
         num_reward_steps=1500,
         hidden_size=128,
-        num_slots=10_000,
-        num_tilt_steps=1000,
-        num_tilt_samples=2048,
+        num_tilt_steps=500,
         batch_size=512,
+        tuning_batch_size=64,
+        tuning_rate=2e-5,
+        tilt_rate=1.4e-5,
+    ),
+    # What the gpu preset runs, small enough for a CPU.
+    "quick-gpu": Preset(
+        num_seeds=1,
+        model="smollm2",
+        max_length=8,
+        row_batch_size=32,
+        variants=("plain",),
+        critics=("gru",),
+        num_demonstrations=32,
+        num_tuning_steps=4,
+        num_samples=32,
+        num_reward_steps=20,
+        hidden_size=8,
+        bayesian_kinds=("init_sft",),
+        num_slots=8,
+        num_candidates=4,
+        num_tilt_steps=2,
+        num_tilt_samples=8,
+        num_head_draws=20,
+        num_evaluated=16,
+        batch_size=16,
+        tuning_batch_size=8,
+        tuning_rate=1e-4,
+        tilt_rate=1e-4,
     ),
 }
 
@@ -106,6 +147,12 @@ class Outcome:
     curve: dict[int, float] = field(default_factory=dict)
 
 
+def _problem_of(work: Preset, *, hard: bool, device: str, base_folder: Any) -> Problem:
+    if work.model == "names":
+        return names_problem(work.base, hard=hard, device=device, folder=base_folder)
+    return english_problem(work.max_length, work.row_batch_size, hard=hard, device=device)
+
+
 class Experiment:
     """Policies, judge and candidates that all rows of one seed and variant share."""
 
@@ -114,25 +161,25 @@ class Experiment:
     ) -> None:
         self.work, self.seed, self.variant = work, seed, variant
         self.device = torch.device(device)
-        self.initial = load_base(work.base, folder=base_folder, device=device)
-        length = work.base.max_length
-        self.judge = train_judge(length, device=device)
         hard = variant == "heterogeneous"
-        rows = first_names("female", length, least_letters=8 if hard else 1)
+        self.problem = _problem_of(work, hard=hard, device=device, base_folder=base_folder)
+        self.initial, self.judge = self.problem.initial, self.problem.judge
+        rows = self.problem.demonstrations
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-        rows = rows[order].to(device)
+        rows = rows[order.to(rows.device)].to(device)
         count = min(work.num_demonstrations, round(0.7 * len(rows)))
-        self.demonstrations, self.held_out = rows[:count], rows[count:]
+        self.demonstrations = rows[:count]
+        self.held_out = rows[count:][: work.num_evaluated]
         torch.manual_seed(seed)
         self.student = fine_tune(
             self.initial,
             self.demonstrations,
             self.held_out,
             num_steps=work.num_tuning_steps,
-            learning_rate=2e-3,
-            batch_size=128,
+            learning_rate=work.tuning_rate,
+            batch_size=work.tuning_batch_size,
             seed=seed,
-            parts=("readout",) if hard else (),
+            parts=self.problem.last_layers if hard else (),
         )
         # Seeds of candidates are apart from those that reward models are trained on.
         torch.manual_seed(10_000 + seed)
@@ -159,10 +206,13 @@ class Experiment:
         network: torch.nn.Module
         if critic.startswith("gru"):
             network = GRUCritic(
-                NUM_SYMBOLS, end=END, hidden_size=self.work.hidden_size, seed=self.seed
+                self.initial.num_symbols,
+                end=self.problem.end,
+                hidden_size=self.work.hidden_size,
+                seed=self.seed,
             )
         else:
-            network = LinearCritic(NUM_SYMBOLS, end=END)
+            network = LinearCritic(self.initial.num_symbols, end=self.problem.end)
         with warnings.catch_warnings():
             # The table shows the accuracies that these are about.
             warnings.filterwarnings("ignore", "the classes are separable")
@@ -187,7 +237,7 @@ class Experiment:
         """Pairs of the student's samples, labelled by Bradley and Terry's law of the judge."""
         torch.manual_seed(30_000 + self.seed)
         first, second = self.student.sample((2, self.work.num_samples))
-        gap = self.judge(first) - self.judge(second)
+        gap = self.problem.preference_scale * (self.judge(first) - self.judge(second))
         wins = (torch.rand(len(gap), device=gap.device) < gap.sigmoid())[:, None]
         return torch.where(wins, first, second), torch.where(wins, second, first)
 
@@ -233,19 +283,19 @@ class Experiment:
     def references(self) -> Outcome:
         """The judge's mean at the base model's samples and at the demonstrations."""
         torch.manual_seed(50_000 + self.seed)
-        initial = self.judge(self.initial.sample((4000,)))
+        initial = self.judge(self.initial.sample((self.work.num_evaluated,)))
         metrics = {
             "golden_initial": float(initial.mean()),
             "golden_demonstrations": float(self.judge(self.held_out).mean()),
             "golden_student": float(self.golden.mean()),
-            "judge_accuracy": self.judge.accuracy,
+            "judge_accuracy": self.problem.judge_accuracy,
         }
         return Outcome("reference", self.variant, self.seed, metrics)
 
     def tilt(self, reward: RewardModel, divergence: str, *, beta: float = 1.0) -> Outcome:
         """The best of N amortised: a policy for p ∝ π_SFT exp(r/β), by any divergence."""
         policy = self.student.trainable_copy()
-        optimizer = torch.optim.Adam(policy.network.parameters(), lr=1e-3)
+        optimizer = torch.optim.Adam(policy.network.parameters(), lr=self.work.tilt_rate)
         routine = OracleImitation(
             policy,
             optimizer,
@@ -257,7 +307,7 @@ class Experiment:
         torch.manual_seed(60_000 + self.seed)
         train(routine, None, num_steps=self.work.num_tilt_steps, progress_bar=False)
         with torch.no_grad():
-            tokens, log_prob = policy.sample_with_log_prob((4000,))
+            tokens, log_prob = policy.sample_with_log_prob((self.work.num_evaluated,))
             gap = log_prob - self.student.log_prob(tokens)
         metrics = {
             "golden": float(self.judge(tokens).mean()),

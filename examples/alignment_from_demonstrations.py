@@ -49,13 +49,14 @@ class Options:
 
     divergence: tuple[str, ...] = ("reverse_kl", "jensen_shannon", "forward_kl")
     """Divergences for the policies of the tilted law."""
-    preset: Literal["quick", "laptop", "gpu"] = "laptop"
+    preset: Literal["quick", "laptop", "gpu", "quick-gpu"] = "laptop"
+    """gpu is SmolLM2-135M on film reviews; quick-gpu a few steps of the same."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = 0
     num_seeds: int | None = None
     """Seeds from ``seed`` on; the preset's number by default."""
     variants: tuple[str, ...] = ()
-    """plain: any women's names; heterogeneous: long ones, and a student that trains its last layer
+    """plain: any demonstrations; heterogeneous: long ones, and a student that trains its last layer
     only. The preset's by default."""
     processes: int = 2
     """0 runs everything in this one."""
@@ -165,7 +166,8 @@ def main(options: Options) -> None:
     torch.set_num_threads(1)
     options.folder.mkdir(parents=True, exist_ok=True)
     # Fitted once, before two processes would both do it.
-    load_base(options.work.base, folder=options.base_folder, device="cpu")
+    if options.work.model == "names":
+        load_base(options.work.base, folder=options.base_folder, device="cpu")
     seeds = range(options.seed, options.seed + options.work.num_seeds)
     tasks = [(seed, variant) for variant in options.work.variants for seed in seeds]
     outcomes: list[Outcome] = []
@@ -183,7 +185,7 @@ def main(options: Options) -> None:
         "seconds": round(time.perf_counter() - start, 1),
         "cpu_seconds": cpu_seconds(),
     }
-    report(outcomes, options.folder, settings, console)
+    report(outcomes, options.folder, settings, console, model=options.work.model)
 
 
 if __name__ == "__main__":

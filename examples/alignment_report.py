@@ -14,11 +14,17 @@ from rich.table import Table
 
 
 def report(
-    outcomes: Sequence[Outcome], folder: Path, settings: dict[str, Any], console: Console
+    outcomes: Sequence[Outcome],
+    folder: Path,
+    settings: dict[str, Any],
+    console: Console,
+    *,
+    model: str,
 ) -> None:
     """Write metrics.json and the figures to ``folder``; print the tables."""
     summary = summarise(outcomes)
-    checks = pass_marks(outcomes)
+    # They are in the units of the judge of names.
+    checks = pass_marks(outcomes) if model == "names" else {}
     content = {**settings, "pass_marks": checks, "rows": summary}
     (folder / "metrics.json").write_text(json.dumps(content, indent=1) + "\n")
     for variant in dict.fromkeys(entry["variant"] for entry in summary):
@@ -29,7 +35,7 @@ def report(
             console.print(tilt_table(tilts))
     for name, check in checks.items():
         console.print(f"{'holds' if check['holds'] else 'FAILS':6} {name}: {check['found']}")
-    draw(summary, folder)
+    draw(summary, folder, _JUDGED[model])
     console.print(f"{settings['seconds']:.0f} s; files in {folder}")
 
 
@@ -140,7 +146,7 @@ def _cell(value: Sequence[float] | None, decimals: int) -> str:
     return f"{mean}±{spread}" if value[1] else mean
 
 
-def draw(summary: Sequence[dict[str, Any]], folder: Path) -> None:
+def draw(summary: Sequence[dict[str, Any]], folder: Path, judged: str) -> None:
     """The curves over N, one panel a variant and critic; accuracy against the choice's worth."""
     from matplotlib.figure import Figure
 
@@ -161,7 +167,7 @@ def draw(summary: Sequence[dict[str, Any]], folder: Path) -> None:
                     _draw_curve(axis, rows[row], label, style)
             axis.set_xscale("log", base=2)
             axis.set_title(f"{variant}; {critic.replace('gru', 'GRU')}", fontsize=9)
-        line[0].set_ylabel("judge's log-odds of the best of N", fontsize=8)
+        line[0].set_ylabel(f"judge's {judged} of the best of N", fontsize=8)
     for axis in axes[-1]:
         axis.set_xlabel("N")
     axes[0, 0].legend(fontsize=6, ncols=2)
@@ -191,10 +197,11 @@ def draw(summary: Sequence[dict[str, Any]], folder: Path) -> None:
     axis.plot([], [], "o", color="grey", fillstyle="none", label="heterogeneous")
     axis.legend(fontsize=6)
     axis.set_xlabel("held-out accuracy of the reward model")
-    axis.set_ylabel("judge's log-odds at the largest N", fontsize=8)
+    axis.set_ylabel(f"judge's {judged} at the largest N", fontsize=8)
     figure.savefig(folder / "accuracy_and_use.png", dpi=100)
 
 
+_JUDGED = {"names": "log-odds", "smollm2": "score"}
 _COLOURS = {
     "init_sft": "C0",
     "init_demo": "C1",

@@ -102,14 +102,15 @@ def fine_tune(
     """
     student = base.trainable_copy()
     network = student.network
-    modules = [getattr(network, part) for part in parts] if parts else [network]
+    modules = [network.get_submodule(part) for part in parts] if parts else [network]
     parameters = [each for module in modules for each in module.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     routine = SupervisedFineTuning(student, optimizer)
     batches = TensorBatches(demonstrations, batch_size=batch_size, seed=seed)
     best = (held_out_loss(student, held_out), routine.state_dict())
-    for _ in range(0, num_steps, _BETWEEN_LOOKS):
-        train(routine, batches, num_steps=_BETWEEN_LOOKS, progress_bar=False)
+    for done in range(0, num_steps, _BETWEEN_LOOKS):
+        stretch = min(_BETWEEN_LOOKS, num_steps - done)
+        train(routine, batches, num_steps=stretch, progress_bar=False)
         loss = held_out_loss(student, held_out)
         if loss < best[0]:
             best = (loss, routine.state_dict())

