@@ -9,32 +9,49 @@ from typing import Any
 
 import numpy as np
 import torch
-from names_problem import END, NUM_SYMBOLS, held_out_loss, load_base, train_judge
-from torch.nn.functional import logsigmoid
+from imitation_problem import Law, english_law, english_student, names_law, names_student
+from names_problem import held_out_loss
 
 from bayesdiv.inference.imitation import get_imitation, position_weights
 from bayesdiv.inference.sequence_critics import GRUCritic
 from bayesdiv.inference.sequence_metrics import TargetSample, evaluate_policy
 from bayesdiv.models.character_language_model import CharacterModel, MaximumLikelihood
 from bayesdiv.models.sequence_targets import ScalarPreference
-from bayesdiv.nn.sequences_torch import CharacterGRU
 from bayesdiv.objectives import DensityRatio, RatioCritic, pareto_k
 from bayesdiv.pyro.distributions import AutoregressiveSequence
 from bayesdiv.training import TensorBatches, train
 
-# log φ to the tenth power, φ = P(female): the expert is the base model tilted by it.
-BETA = 0.1
 GROUPS = ("many", "few", "oracle")
-_ROWS_AT_ONCE = 20_000
 _Expert = tuple[ScalarPreference, TargetSample, torch.Tensor]
 
 
 @dataclass(frozen=True)
+class Rates:
+    """Learning rates of Adam."""
+
+    pretraining: float = 5e-3
+    supervised: float = 3e-3
+    adversarial: float = 5e-4
+    oracle: float = 2e-3
+
+
+@dataclass(frozen=True)
 class Preset:
-    """How much work; steps are the optimiser's."""
+    """How much work, and on which base model: "names", or "smollm2" for English.
+
+    Steps are the optimiser's. ``max_length`` tokens of English, ``row_batch_size`` rows at a time,
+    and a student of ``student_layers`` of the base's thirty; ``student_hidden`` units for names.
+    ``rows_at_once`` are drawn from the base between looks at whether there are enough.
+    """
 
     num_seeds: int
+    model: str = "names"
     base: CharacterModel = CharacterModel()
+    max_length: int = 40
+    row_batch_size: int = 512
+    student_layers: int = 12
+    rows_at_once: int = 20_000
+    rates: Rates = Rates()
     groups: tuple[str, ...] = GROUPS
     num_base_samples: int = 80_000
     num_held_out: int = 4000
@@ -51,9 +68,11 @@ class Preset:
     batch_size: int = 256
     evaluate_every: int = 75
     num_evaluated: int = 4000
+    num_ratios: int = 2000
     clamp: float = 8.0
 
 
+_ENGLISH_RATES = Rates(pretraining=1e-4, supervised=2e-5, adversarial=1e-5, oracle=1.4e-5)
 PRESETS = {
     "quick": Preset(
         num_seeds=1,
@@ -77,21 +96,42 @@ PRESETS = {
     "laptop": Preset(num_seeds=3),
     "gpu": Preset(
         num_seeds=3,
-        base=CharacterModel(embedding_size=64, hidden_size=512, num_steps=6000, batch_size=1024),
-        num_base_samples=1_000_000,
-        num_held_out=20_000,
-        num_many=50_000,
-        num_few=2000,
-        student_hidden=192,
+        model="smollm2",
+        rates=_ENGLISH_RATES,
+        num_base_samples=100_000,
         critic_hidden=128,
         num_pretraining_steps=3000,
-        num_warm_steps=300,
-        num_supervised_steps=3000,
-        num_adversarial_steps=2000,
-        num_oracle_steps=3000,
-        batch_size=1024,
+        num_warm_steps=200,
+        num_supervised_steps=1500,
+        num_adversarial_steps=1000,
+        num_oracle_steps=1000,
+        batch_size=128,
         evaluate_every=250,
-        num_evaluated=20_000,
+    ),
+    # What the gpu preset runs, small enough for a CPU.
+    "quick-gpu": Preset(
+        num_seeds=1,
+        model="smollm2",
+        max_length=8,
+        row_batch_size=32,
+        student_layers=6,
+        rows_at_once=64,
+        rates=_ENGLISH_RATES,
+        num_base_samples=64,
+        num_held_out=8,
+        num_many=16,
+        num_few=4,
+        critic_hidden=8,
+        num_pretraining_steps=4,
+        num_warm_steps=2,
+        num_supervised_steps=2,
+        num_critic_only=1,
+        num_adversarial_steps=2,
+        num_oracle_steps=2,
+        batch_size=8,
+        evaluate_every=2,
+        num_evaluated=8,
+        num_ratios=40,
     ),
 }
 
@@ -150,7 +190,7 @@ class Experiment:
     def _supervise(
         self, policy: AutoregressiveSequence, group: str, objective: str, num_steps: int
     ) -> list[tuple[int, dict[str, float]]]:
-        optimizer = torch.optim.Adam(policy.network.parameters(), lr=3e-3)
+        optimizer = torch.optim.Adam(policy.network.parameters(), lr=self.work.rates.supervised)
         routine = get_imitation(objective, policy, optimizer)
         rows = self.rows_demonstrated(group)
         batches = TensorBatches(rows, batch_size=self.work.batch_size, seed=self.seed)
@@ -168,7 +208,7 @@ class Experiment:
         else:
             policy = self.warm(group)
             first = self.evaluate(policy)
-            learning_rate = 2e-3 if kind == "oracle" else 5e-4
+            learning_rate = work.rates.oracle if kind == "oracle" else work.rates.adversarial
             optimizer = torch.optim.Adam(policy.network.parameters(), lr=learning_rate)
             if kind == "oracle":
                 routine = get_imitation(
@@ -209,7 +249,10 @@ class Experiment:
 
     def _critic(self) -> RatioCritic:
         network = GRUCritic(
-            NUM_SYMBOLS, end=END, hidden_size=self.work.critic_hidden, seed=self.seed
+            self.student.num_symbols,
+            end=self.student.end,
+            hidden_size=self.work.critic_hidden,
+            seed=self.seed,
         ).to(self.device)
         optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-2)
         return RatioCritic(network, optimizer, ratio=DensityRatio(max_log_ratio=self.work.clamp))
@@ -245,7 +288,7 @@ class Experiment:
                 statistics={"alignment": lambda rows: self.expert.reward(rows).exp()},
                 num_texts=50,
             )
-            rows = policy.sample((2000,))
+            rows = policy.sample((self.work.num_ratios,))
             log_ratio = self.expert.log_prob(rows) - policy.log_prob(rows)
         scores = policy.token_log_probs(self.held_out.value)
         weights = position_weights(scores.shape[-1]).to(scores)
@@ -255,20 +298,26 @@ class Experiment:
 
 
 @lru_cache(maxsize=4)
+def _law(work: Preset, device: str, base_folder: Any) -> Law:
+    if work.model == "names":
+        return names_law(work.base, device, base_folder)
+    return english_law(work.max_length, work.row_batch_size, device)
+
+
+@lru_cache(maxsize=4)
 def _make_expert(work: Preset, seed: int, device: str, base_folder: Any) -> _Expert:
     """The tilted base, held-out samples, and demonstrations: by rejection, so that they are exact.
 
     φ^(1/β) ≤ 1 is the probability of keeping a sample of the base; Z is the share that is kept in
     expectation.
     """
-    base = load_base(work.base, folder=base_folder, device=device)
-    judge = train_judge(work.base.max_length, device=device)
-    expert = ScalarPreference(base, lambda rows: logsigmoid(judge(rows)), BETA)
+    law = _law(work, device, base_folder)
+    base, expert = law.base, ScalarPreference(law.base, law.log_share, law.beta)
     torch.manual_seed(1000 + seed)
     wanted = work.num_held_out + work.num_many
     kept, masses, count = [], [], 0
-    while count < wanted or len(masses) * _ROWS_AT_ONCE < work.num_base_samples:
-        rows = base.sample((min(_ROWS_AT_ONCE, work.num_base_samples),))
+    while count < wanted or len(masses) * work.rows_at_once < work.num_base_samples:
+        rows = base.sample((min(work.rows_at_once, work.num_base_samples),))
         factor = expert.log_factor(rows).exp()
         masses.append(factor)
         kept.append(rows[torch.rand(len(rows), device=rows.device) < factor])
@@ -285,13 +334,15 @@ def _make_expert(work: Preset, seed: int, device: str, base_folder: Any) -> _Exp
 @lru_cache(maxsize=4)
 def _pretrained(work: Preset, seed: int, device: str, base_folder: Any) -> AutoregressiveSequence:
     """A smaller network, fitted to samples of the base: it cannot be the expert exactly."""
-    base = load_base(work.base, folder=base_folder, device=device)
+    base = _law(work, device, base_folder).base
     torch.manual_seed(2000 + seed)
-    rows = base.sample((min(_ROWS_AT_ONCE, work.num_base_samples),))
-    network = CharacterGRU(NUM_SYMBOLS, hidden_size=work.student_hidden, seed=seed).to(device)
-    student = AutoregressiveSequence(network, work.base.max_length, end=END, validate_args=False)
+    rows = base.sample((min(work.rows_at_once, work.num_base_samples),))
+    if work.model == "names":
+        student = names_student(base, work.student_hidden, seed, device)
+    else:
+        student = english_student(base, work.student_layers)
     steps = work.num_pretraining_steps
-    routine = MaximumLikelihood(student, learning_rate=5e-3, num_steps=steps)
+    routine = MaximumLikelihood(student, learning_rate=work.rates.pretraining, num_steps=steps)
     batches = TensorBatches(rows, batch_size=work.batch_size, seed=seed)
     train(routine, batches, num_steps=steps, progress_bar=False)
     return student

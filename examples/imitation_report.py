@@ -42,10 +42,13 @@ def report(
     settings: dict[str, Any],
     entropies: Sequence[float],
     console: Console,
+    *,
+    model: str,
 ) -> None:
     """Write metrics.json, runs.nc and the figures to ``folder``; print the tables."""
     summary = summarise(outcomes)
-    checks = pass_marks(outcomes, float(np.mean(entropies)))
+    # They are numbers of nats that were set for names.
+    checks = pass_marks(outcomes, float(np.mean(entropies))) if model == "names" else {}
     content = {
         **settings,
         "expert_entropy": [float(f"{value:.5g}") for value in entropies],
@@ -61,7 +64,7 @@ def report(
     console.print(f"entropy of the expert {np.mean(entropies):.2f} nats")
     for name, check in checks.items():
         console.print(f"{'holds' if check['holds'] else 'FAILS':6} {name}: {check['found']}")
-    draw(content, folder)
+    draw(content, folder, _ALIGNMENT[model])
     shown = [each for each in outcomes if each.row == "adversarial jensen_shannon"]
     shown = [each for each in shown if each.group == shown[0].group]
     if shown:
@@ -214,6 +217,7 @@ def _cell(value: Sequence[float] | None, decimals: int) -> str:
     return f"{mean}±{spread}" if value[1] else mean
 
 
+_ALIGNMENT = {"names": "mean P(female)", "smollm2": "mean (1 + VADER's score)/2"}
 _COLOURS = {
     "sft": "black",
     "occupancy_sft": "grey",
@@ -229,7 +233,7 @@ def _colour(row: str) -> str:
     return _COLOURS.get(row.split(" ")[-1], "C4")
 
 
-def draw(content: dict[str, Any], folder: Path) -> None:
+def draw(content: dict[str, Any], folder: Path, alignment: str) -> None:
     """From what metrics.json holds: divergences and entropy by step; alignment against entropy."""
     from matplotlib.figure import Figure
 
@@ -276,5 +280,5 @@ def draw(content: dict[str, Any], folder: Path) -> None:
     axis.axvline(entropy, color="grey", lw=0.8, ls=":")
     axis.legend(fontsize=6, loc="lower left")
     axis.set_xlabel("entropy, nats")
-    axis.set_ylabel("mean P(female)", fontsize=8)
+    axis.set_ylabel(alignment, fontsize=8)
     figure.savefig(folder / "alignment_and_entropy.png", dpi=100)

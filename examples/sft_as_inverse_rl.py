@@ -41,7 +41,8 @@ class Options:
         "total_variation",
     )
     """Of adversarial and oracle runs; total variation, whose reward has only a sign, of oracles."""
-    preset: Literal["quick", "laptop", "gpu"] = "laptop"
+    preset: Literal["quick", "laptop", "gpu", "quick-gpu"] = "laptop"
+    """gpu is SmolLM2-135M on film reviews; quick-gpu a few steps of the same."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = 0
     num_seeds: int | None = None
@@ -101,7 +102,8 @@ def main(options: Options) -> None:
     torch.set_num_threads(1)
     options.folder.mkdir(parents=True, exist_ok=True)
     # Fitted once, before two processes would both do it.
-    load_base(options.work.base, folder=options.base_folder)
+    if options.work.model == "names":
+        load_base(options.work.base, folder=options.base_folder)
     seeds = range(options.seed, options.seed + options.work.num_seeds)
     tasks = [(seed, group) for group in options.work.groups for seed in seeds]
     outcomes: list[Outcome] = []
@@ -122,7 +124,14 @@ def main(options: Options) -> None:
         "seconds": round(time.perf_counter() - start, 1),
         "cpu_seconds": cpu_seconds(),
     }
-    report(outcomes, options.folder, settings, [entropies[seed] for seed in seeds], console)
+    report(
+        outcomes,
+        options.folder,
+        settings,
+        [entropies[seed] for seed in seeds],
+        console,
+        model=options.work.model,
+    )
 
 
 if __name__ == "__main__":
