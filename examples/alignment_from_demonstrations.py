@@ -32,7 +32,8 @@ from alignment_experiment import (
     Preset,
 )
 from alignment_report import report
-from names_problem import cpu_seconds, executor, load_base
+from names_problem import load_base
+from processes import cpu_seconds, executor
 from rich.console import Console
 from rich.progress import Progress
 

@@ -1,4 +1,4 @@
-"""What the two examples of imitation share where they are about English.
+"""What examples share where they are about English.
 
 SmolLM2-135M continues a prompt; VADER's compound score says how positive a continuation is;
 sentences of film reviews that people rated as positive are demonstrations from elsewhere.
@@ -23,17 +23,20 @@ _LEAST_SHARE = 1e-3
 
 
 class Compound:
-    """VADER's compound score, in [-1, 1], of rows of tokens, worked out text by text."""
+    """VADER's compound score, in [-1, 1], of rows of tokens, worked out text by text.
 
-    def __init__(self, model: PretrainedModel) -> None:
+    ``before`` stands in front of every text that is scored.
+    """
+
+    def __init__(self, model: PretrainedModel, before: str = "") -> None:
         try:
             from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
         except ImportError as error:
             raise ImportError(
-                "the judge of English needs vaderSentiment; pip install vaderSentiment."
+                "scores of English need vaderSentiment; pip install vaderSentiment."
             ) from error
         self._analyser = SentimentIntensityAnalyzer()
-        self._model = model
+        self._model, self._before = model, before
 
     def of_text(self, text: str) -> float:
         """The score of one text."""
@@ -42,7 +45,9 @@ class Compound:
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
         """Scores ``(…)`` of rows ``(…, max_length)``."""
         texts = self._model.texts(tokens.reshape(-1, tokens.shape[-1]))
-        scores = torch.tensor([self.of_text(text) for text in texts], device=tokens.device)
+        scores = torch.tensor(
+            [self.of_text(self._before + text) for text in texts], device=tokens.device
+        )
         return scores.reshape(tokens.shape[:-1])
 
     def log_share(self, tokens: torch.Tensor) -> torch.Tensor:

@@ -10,14 +10,8 @@ pseudo-reward; the tables say how near each comes to the target, and what it cos
 
 from __future__ import annotations
 
-import multiprocessing
 import time
-from concurrent.futures import (
-    Executor,
-    ProcessPoolExecutor,
-    ThreadPoolExecutor,
-    as_completed,
-)
+from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -34,6 +28,7 @@ from f_dpg_experiment import (
     sample_target,
 )
 from f_dpg_report import report
+from processes import executor
 from rich.console import Console
 from rich.progress import Progress
 
@@ -88,13 +83,6 @@ class Options:
         return RESULTS / self.preset if self.output is None else self.output
 
 
-def _pool(processes: int) -> Executor:
-    if processes == 0:
-        return ThreadPoolExecutor(1)
-    spawn = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(processes, mp_context=spawn)
-
-
 def main(options: Options) -> None:
     """Every target, divergence and seed, then tables, figures and files."""
     console = Console(width=max(Console().width, 220))
@@ -111,7 +99,7 @@ def main(options: Options) -> None:
         for seed in range(options.seed, options.seed + work.num_seeds)
     ]
     outcomes: list[Outcome] = []
-    with _pool(options.processes) as pool, Progress(console=console) as progress:
+    with executor(options.processes) as pool, Progress(console=console) as progress:
         waiting = {
             name: pool.submit(sample_target, work, place, name, options.seed) for name in work.steps
         }

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections.abc import Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,19 +114,6 @@ def fine_tune(
     routine.load_state_dict(best[1])
     network.requires_grad_(requires_grad=False)
     return student
-
-
-def executor(processes: int) -> Executor:
-    """So many processes, or this one where there are to be none."""
-    if processes == 0:
-        return ThreadPoolExecutor(1)
-    return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
-
-
-def cpu_seconds() -> float:
-    """Of this process and of those that it has waited for."""
-    used = os.times()
-    return round(used.user + used.system + used.children_user + used.children_system, 1)
 
 
 @torch.no_grad()

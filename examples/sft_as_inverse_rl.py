@@ -21,7 +21,8 @@ import torch
 import tyro
 from imitation_experiment import GROUPS, PRESETS, Experiment, Outcome, Preset, rows_of
 from imitation_report import report
-from names_problem import cpu_seconds, executor, load_base
+from names_problem import load_base
+from processes import cpu_seconds, executor
 from rich.console import Console
 from rich.progress import Progress
 

