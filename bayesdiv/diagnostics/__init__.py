@@ -1,4 +1,4 @@
-"""Diagnostics: the ArviZ bridge, Pareto-smoothed weights, accuracy, comparison of objectives."""
+"""Diagnostics: ArviZ, smoothed weights, accuracy, comparison of objectives, glottal instants."""
 
 from bayesdiv.diagnostics._accuracy import PosteriorAccuracy, compare_posteriors
 from bayesdiv.diagnostics._arviz import to_arviz
@@ -24,20 +24,44 @@ from bayesdiv.diagnostics._sample_quality import (
     precision_recall,
     sample_quality,
 )
+from bayesdiv.diagnostics.epochs import (
+    EpochMetrics,
+    GlottalInstants,
+    GlottalQuotients,
+    ZeroFrequencyEpochs,
+    average_epoch_metrics,
+    detect_glottal_instants,
+    epoch_metrics,
+    glottal_quotients,
+    harmonics_to_noise_ratio,
+    mean_pitch_period,
+    voiced_mask,
+    zero_frequency_epochs,
+)
 
 __all__ = [
     "ClassCoverage",
     "ClassifierFeatures",
     "Comparison",
+    "EpochMetrics",
+    "GlottalInstants",
+    "GlottalQuotients",
     "PosteriorAccuracy",
     "PrecisionRecall",
     "SampleQuality",
     "SmoothedWeights",
+    "ZeroFrequencyEpochs",
+    "average_epoch_metrics",
     "class_coverage",
     "compare",
     "compare_posteriors",
     "describe_k",
+    "detect_glottal_instants",
+    "epoch_metrics",
     "frechet_distance",
+    "glottal_quotients",
+    "harmonics_to_noise_ratio",
+    "mean_pitch_period",
     "plug_in_log_likelihood",
     "precision_recall",
     "predictions_to_arviz",
@@ -48,4 +72,6 @@ __all__ = [
     "sample_quality",
     "to_arviz",
     "train_classifier_features",
+    "voiced_mask",
+    "zero_frequency_epochs",
 ]
