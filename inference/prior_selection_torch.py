@@ -11,6 +11,7 @@ import torch
 from bayesdiv._loop import check_step_count
 from bayesdiv._random import next_rng
 from bayesdiv.divergences import get_divergence
+from bayesdiv.inference._nested_tensors import filled, leaves_of
 from bayesdiv.inference.prior_selection import (
     PriorPredictiveObjective,
     Sampler,
@@ -148,7 +149,7 @@ class PriorSelection:
         if self._inner_leaves is not None:
             like = predicted.device
             leaves = iter([leaf.to(like) for leaf in self._inner_leaves])
-            self._inner, self._inner_leaves = _filled(self._inner, leaves), None
+            self._inner, self._inner_leaves = filled(self._inner, leaves), None
 
     def state_dict(self) -> dict[str, Any]:
         """Hyper-parameters, Adam's moments, the adversary, and where the draws are."""
@@ -156,7 +157,7 @@ class PriorSelection:
         return {
             "parameters": {name: leaf.detach() for name, leaf in self._leaves.items()},
             "optimizer": self._optimizer.state_dict(),
-            "inner": pending if self._inner is None else _leaves_of(self._inner),
+            "inner": pending if self._inner is None else leaves_of(self._inner),
             "num_steps": self.num_steps,
             "rng": self._rng,
         }
@@ -192,19 +193,6 @@ def _check_predicted(predicted: Any, *, needs_gradient: bool) -> None:
             "sample must return rows that are differentiable in parameters, got a constant; draw "
             "with rsample, and do not detach."
         )
-
-
-def _leaves_of(state: Any) -> list[torch.Tensor]:
-    if torch.is_tensor(state):
-        return [state.detach()]
-    return [leaf for part in state for leaf in _leaves_of(part)]
-
-
-def _filled(template: Any, leaves: Any) -> Any:
-    if torch.is_tensor(template):
-        return next(leaves)
-    parts = [_filled(part, leaves) for part in template]
-    return type(template)(*parts) if hasattr(template, "_fields") else type(template)(parts)
 
 
 def select_prior(

@@ -194,8 +194,9 @@ class SampleObjective(ELBO):
     # Traces
 
     def _guess_max_plate_nesting(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
-        # Validation would ask for densities, which likelihoods in "data" need not have.
-        with validation_enabled(is_validation_enabled() and self.settings.space != "data"):
+        # Validation would ask for densities, which likelihoods in "data" and priors in "codes" need
+        # not have.
+        with validation_enabled(is_validation_enabled() and self.settings.space == "latent"):
             super()._guess_max_plate_nesting(model, guide, args, kwargs)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
