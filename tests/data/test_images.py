@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bayesdiv.data import Images, fetch, load_digits, load_faces, load_mnist, split_images
+from bayesdiv.data import (
+    Images,
+    fetch,
+    load_digits,
+    load_faces,
+    load_fashion_mnist,
+    load_mnist,
+    split_images,
+)
 from bayesdiv.data.mnist import FILES, read_idx
 
 
@@ -178,6 +186,31 @@ def test_fetched_mnist_loads(tmp_path, monkeypatch, capsys):
     assert "mnist: 4 files" in capsys.readouterr().out
     assert len(load_mnist()) == 7
     assert sorted(path.name for path in (tmp_path / "mnist").iterdir()) == sorted(small_mnist())
+
+
+def test_fetched_fashion_mnist_loads(tmp_path, monkeypatch, capsys):
+    """Unpacking is dpkg's part: the files then lie compressed below the folder."""
+    monkeypatch.setenv("BAYESDIV_DATA", str(tmp_path))
+
+    def run(command, folder):
+        if command[1] == "download":
+            Path(folder, "dataset.deb").write_bytes(b"")
+            return
+        inside = Path(folder, "usr/share/datasets")
+        inside.mkdir(parents=True)
+        for name, content in small_mnist().items():
+            (inside / f"{name}.gz").write_bytes(gzip.compress(content))
+
+    monkeypatch.setattr(fetch, "_run", run)
+    monkeypatch.setattr(fetch.shutil, "which", lambda name: name)
+    assert fetch.main(["fashion_mnist"]) == 0
+    assert [len(load_fashion_mnist(part)) for part in ("train", "test")] == [7, 3]
+    monkeypatch.setattr(fetch.shutil, "which", lambda _: None)
+    assert fetch.main(["fashion_mnist"]) == 1
+    assert "apt-get and dpkg are needed" in capsys.readouterr().err
+    monkeypatch.setenv("BAYESDIV_DATA", str(tmp_path / "empty"))
+    with pytest.raises(FileNotFoundError, match=r"bayesdiv.data.fetch fashion_mnist"):
+        load_fashion_mnist()
 
 
 def test_fetched_faces_load(tmp_path, monkeypatch):
