@@ -37,14 +37,14 @@ from bayesdiv.inference._distillation_checks import (
     one_logit,
     split_batch,
 )
-from bayesdiv.inference._distillation_report import NoiseReport, WeightHistory
+from bayesdiv.inference._distillation_report import NoiseReport, WeightHistory, reports_to_arviz
 from bayesdiv.inference._distillation_settings import DistillationSettings
 from bayesdiv.inference._distillation_state import DistillationState
 from bayesdiv.inference._ratio_weights import bin_of_level, effective_sample_size, ratio_weights
 from bayesdiv.nn.noise_levels_torch import NoiseSchedule, denoising_loss, expand_sigma
 from bayesdiv.objectives import DensityRatio
 
-__all__ = ["DistillationSettings", "NoiseReport", "ScoreDistillation"]
+__all__ = ["DistillationSettings", "NoiseReport", "ScoreDistillation", "reports_to_arviz"]
 
 # The teacher's residual vanishes with the noise.
 _LEAST_RESIDUAL = 1e-6
@@ -207,8 +207,9 @@ class ScoreDistillation(DistillationState):
                 change = real_logits - one_logit(self.critic(near, real_level), len(real))
                 loss = loss + self.settings.r1_weight * (change**2).mean()
         self._descend("critic", loss)
-        hits = ((real_logits > 0).float().mean() + (fake_logits < 0).float().mean()) / 2.0
-        return {"critic_loss": loss.detach(), "critic_accuracy": hits.detach()}
+        right = torch.cat([real_logits > 0, fake_logits < 0])
+        self._history.add_critic(right, self._bins(torch.cat([real_level, fake_level])))
+        return {"critic_loss": loss.detach(), "critic_accuracy": right.float().mean()}
 
     # The student's turn
 
@@ -302,23 +303,20 @@ class ScoreDistillation(DistillationState):
     def _weights(
         self, log_ratio: torch.Tensor, level: torch.Tensor, keep: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        settings, noise = self.settings, self.noise
-        bins = torch.zeros_like(log_ratio)
-        if noise is not None:
-            bins = bin_of_level(level, noise.sigma_min, noise.sigma_max, settings.num_bins)
+        settings, bins = self.settings, self._bins(level).to(log_ratio.dtype)
         if not settings.weighted:
-            return keep.to(log_ratio.dtype), self._log_means, bins.to(log_ratio.dtype)
+            return keep.to(log_ratio.dtype), self._log_means, bins
         found = ratio_weights(
             settings.rule,
             log_ratio,
-            bins.to(log_ratio.dtype),
+            bins,
             self._log_means,
             keep=keep,
             decay=settings.ratio_decay,
             normalize_ratio=settings.normalize_ratio,
             normalize_weight=settings.normalize_weight,
         )
-        return found.weights, found.log_means, bins.to(log_ratio.dtype)
+        return found.weights, found.log_means, bins
 
     def _verdict(self, ess: float, dropped: int) -> bool:
         """Whether to skip the step; speaks up once."""
@@ -357,6 +355,12 @@ class ScoreDistillation(DistillationState):
         if self.noise is None:
             return self._like.new_zeros(count)
         return self.noise.draw(count, self._like)
+
+    def _bins(self, level: torch.Tensor) -> torch.Tensor:
+        noise = self.noise
+        if noise is None:
+            return torch.zeros_like(level)
+        return bin_of_level(level, noise.sigma_min, noise.sigma_max, self.settings.num_bins)
 
     def _diffuse(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """x + σ ε and σ, ``(n,)``."""

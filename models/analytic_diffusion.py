@@ -6,10 +6,11 @@ import math
 from typing import Any
 
 import torch
+from torch import nn
 
 from bayesdiv.nn.noise_levels_torch import NoiseSchedule, expand_sigma
 
-__all__ = ["GaussianMixtureDiffusion", "gaussian_diffusion"]
+__all__ = ["GaussianMixtureDiffusion", "NormalGenerator", "gaussian_diffusion"]
 
 
 class GaussianMixtureDiffusion:
@@ -141,3 +142,74 @@ def gaussian_diffusion(
     """
     one = torch.ones(1, dtype=mean.dtype, device=mean.device)
     return GaussianMixtureDiffusion(one, mean[None], covariance[None], schedule=schedule)
+
+
+class NormalGenerator(nn.Module):
+    r"""x = m + L z with z ∼ N(0, I): a student whose diffused law N(m, LLᵀ + σ² I) is exact.
+
+    It is generator and fake score at once, and the smallest student for which divergences differ:
+    one normal cannot be a mixture, so that each divergence chooses what to give up.
+
+    Parameters
+    ----------
+    location
+        m at the start, ``(dim,)``; learnt.
+    scale
+        Standard deviations at the start, ``(dim,)``; L is lower triangular and learnt, its diagonal
+        by its logarithm.
+
+    Raises
+    ------
+    ValueError
+        Shapes that are not equal and ``(dim,)``, or a scale that is not positive.
+
+    Examples
+    --------
+    >>> student = NormalGenerator(torch.zeros(2), torch.ones(2))
+    >>> student.sample(5).shape, student.log_prob(torch.zeros(5, 2), 0.5).shape
+    (torch.Size([5, 2]), torch.Size([5]))
+    """
+
+    def __init__(self, location: torch.Tensor, scale: torch.Tensor) -> None:
+        super().__init__()
+        if location.ndim != 1 or location.shape != scale.shape:
+            raise ValueError(
+                "location and scale must both have shape (dim,), got "
+                f"{tuple(location.shape)} and {tuple(scale.shape)}."
+            )
+        if not bool((scale > 0).all()):
+            raise ValueError(f"scale must be positive, got {scale.tolist()}.")
+        self.event_shape = tuple(location.shape)
+        self.location = nn.Parameter(location.clone())
+        self.log_diagonal = nn.Parameter(scale.log())
+        self.below = nn.Parameter(torch.zeros_like(location).diag().tril(-1))
+
+    def factor(self) -> torch.Tensor:
+        """L, ``(dim, dim)``."""
+        return self.log_diagonal.exp().diag() + self.below.tril(-1)
+
+    def sample(self, count: int) -> torch.Tensor:
+        """``count`` rows from torch's global generator, differentiable in the parameters."""
+        z = torch.randn(count, *self.event_shape, dtype=self.location.dtype)
+        return self.location + z.to(self.location) @ self.factor().mT
+
+    def law(self) -> GaussianMixtureDiffusion:
+        """The law as it is now, as a teacher; without gradients in the parameters."""
+        factor = self.factor().detach()
+        return gaussian_diffusion(self.location.detach(), factor @ factor.mT)
+
+    def score_and_log_prob(self, x: torch.Tensor, sigma: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """∇ log q_σ(x), ``(n, dim)``, and log q_σ(x), ``(n,)``."""
+        return self.law().score_and_log_prob(x, sigma)
+
+    def score(self, x: torch.Tensor, sigma: Any) -> torch.Tensor:
+        """∇ log q_σ(x), ``(n, dim)``."""
+        return self.law().score(x, sigma)
+
+    def log_prob(self, x: torch.Tensor, sigma: Any) -> torch.Tensor:
+        """log q_σ(x), ``(n,)``."""
+        return self.law().log_prob(x, sigma)
+
+    def denoise(self, x: torch.Tensor, sigma: Any) -> torch.Tensor:
+        """E[x | x_σ], ``(n, dim)``."""
+        return self.law().denoise(x, sigma)

@@ -66,11 +66,19 @@ class ClassifierFeatures:
         Of the hidden layer, ``(data_dim, num_features)`` and ``(num_features,)``.
     accuracy : float
         On the training images.
+    output_weight, output_bias
+        Of the layer of classes, ``(num_features, classes)`` and ``(classes,)``; one column where
+        there are two classes.
+    classes
+        The labels, in the order of the columns.
     """
 
     weight: np.ndarray
     bias: np.ndarray
     accuracy: float
+    output_weight: np.ndarray
+    output_bias: np.ndarray
+    classes: np.ndarray
 
     def __call__(self, images: Any) -> np.ndarray:
         """max(0, images · weight + bias), ``(n, num_features)``."""
@@ -80,6 +88,13 @@ class ClassifierFeatures:
                 f"images must have shape (n, {len(self.weight)}), got {rows.shape}; flatten them."
             )
         return np.maximum(rows @ self.weight + self.bias, 0.0)
+
+    def classify(self, images: Any) -> np.ndarray:
+        """The likeliest label of each image, ``(n,)``."""
+        scores = self(images) @ self.output_weight + self.output_bias
+        if scores.shape[1] == 1:
+            return self.classes[(scores[:, 0] > 0.0).astype(int)]
+        return self.classes[scores.argmax(axis=1)]
 
     def distance(self, images_x: Any, images_y: Any) -> float:
         """`frechet_distance` between the features of two sets of images."""
@@ -121,8 +136,11 @@ def train_classifier_features(
         # Features need no optimum, and the number of passes is the caller's choice.
         warnings.simplefilter("ignore", ConvergenceWarning)
         classifier.fit(rows, labels)
-    weight, bias = classifier.coefs_[0], classifier.intercepts_[0]
-    return ClassifierFeatures(weight, bias, float(classifier.score(rows, labels)))
+    weights, biases = classifier.coefs_, classifier.intercepts_
+    accuracy = float(classifier.score(rows, labels))
+    return ClassifierFeatures(
+        weights[0], biases[0], accuracy, weights[1], biases[1], classifier.classes_
+    )
 
 
 def _checked(name: str, sample: Any) -> np.ndarray:

@@ -113,6 +113,9 @@ def test_classifier_features_order_images_by_likeness():
     features = train_classifier_features(digits.pixels[:800], digits.labels[:800], max_passes=40)
     assert features.accuracy > 0.9
     held_out = digits.pixels[800:1797]
+    assert (features.classify(digits.pixels[:800]) == digits.labels[:800]).mean() == (
+        features.accuracy
+    )
     assert features(held_out).shape == (997, 64)
     assert features(held_out).min() == 0.0
     rng = np.random.default_rng(0)
@@ -123,6 +126,14 @@ def test_classifier_features_order_images_by_likeness():
     assert same < blurred < shuffled < noise
     again = train_classifier_features(digits.pixels[:800], digits.labels[:800], max_passes=40)
     np.testing.assert_array_equal(again.weight, features.weight)
+
+
+def test_two_classes_have_one_column():
+    rows = np.random.default_rng(0).normal(size=(200, 3))
+    labels = np.where(rows[:, 0] > 0.0, 7, 2)
+    features = train_classifier_features(rows, labels, num_features=8, max_passes=60)
+    assert features.output_weight.shape == (8, 1)
+    assert (features.classify(rows) == labels).mean() == features.accuracy > 0.9
 
 
 def test_rhat_tells_chains_that_agree_from_chains_that_do_not():

@@ -15,7 +15,11 @@ from distillation_cases import (
     tensor,
 )
 
-from bayesdiv.inference.score_distillation import DistillationSettings, ScoreDistillation
+from bayesdiv.inference.score_distillation import (
+    DistillationSettings,
+    ScoreDistillation,
+    reports_to_arviz,
+)
 from bayesdiv.models.analytic_diffusion import GaussianMixtureDiffusion
 from bayesdiv.nn.denoisers_torch import NoiseCritic
 from bayesdiv.nn.noise_levels_torch import NoiseSchedule
@@ -110,6 +114,31 @@ def test_critic_learns_without_a_gan_term(oracle):
     last = {name: np.mean([each[name] for each in losses[-10:]]) for name in losses[0]}
     assert last["critic_loss"] < 2.0 * math.log(2.0) - 0.02
     assert last["critic_accuracy"] > 0.55
+
+
+def test_report_has_the_critics_accuracy_by_noise_level(oracle):
+    """Noise makes the two laws alike."""
+    routine, losses = oracle
+    accuracy = routine.report().critic_accuracy
+    assert ((accuracy > 0.45) & (accuracy < 1.0)).all()
+    assert accuracy[:3].mean() > accuracy[-3:].mean() + 0.02
+    recent = np.mean([each["critic_accuracy"] for each in losses[-5:]])
+    assert accuracy.mean() == pytest.approx(recent, abs=0.03)
+
+
+def test_runs_go_to_arviz(oracle):
+    routine, _ = oracle
+    reports, samples = [routine.report()] * 2, [routine.sample(30), routine.sample(30)]
+    found = reports_to_arviz(reports, samples)
+    assert found["posterior"]["x"].shape == (2, 30, 2)
+    assert found["sample_stats"]["ess_share"].dims == ("chain", "draw", "noise_bin")
+    np.testing.assert_array_equal(found["sample_stats"]["ess_share"][1, 0], reports[0].ess_share)
+    assert len(found.attrs["noise_bin_edges"]) == found["sample_stats"].sizes["noise_bin"] + 1
+    with pytest.raises(ValueError, match="got 1 reports and shapes"):
+        reports_to_arviz(reports[:1], samples)
+    short = reports[0]._replace(num_rows=reports[0].num_rows[:3])
+    with pytest.raises(ValueError, match=r"numbers of bins \[10, 3\]"):
+        reports_to_arviz([reports[0], short], samples)
 
 
 @pytest.mark.parametrize(

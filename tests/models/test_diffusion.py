@@ -6,7 +6,11 @@ import pyro
 import pytest
 import torch
 
-from bayesdiv.models.analytic_diffusion import GaussianMixtureDiffusion, gaussian_diffusion
+from bayesdiv.models.analytic_diffusion import (
+    GaussianMixtureDiffusion,
+    NormalGenerator,
+    gaussian_diffusion,
+)
 from bayesdiv.models.diffusion import DenoiserTraining, EDMDenoiser, NoiseSchedule, OneStepGenerator
 from bayesdiv.models.diffusion_pyro import diffusion_model
 from bayesdiv.models.diffusion_samplers import sample_diffusion
@@ -318,3 +322,37 @@ BAD = {
 def test_bad_input_is_named(message):
     with pytest.raises(ValueError, match=message):
         BAD[message]()
+
+
+def slanted_generator():
+    student = NormalGenerator(double(0.5, -1.0), double(0.7, 1.2))
+    with torch.no_grad():
+        student.below[1, 0] = 0.8
+        # Above the diagonal nothing counts.
+        student.below[0, 1] = 5.0
+    return student
+
+
+def test_generator_is_its_law():
+    torch.manual_seed(0)
+    student = slanted_generator()
+    rows = student.sample(100_000).detach()
+    factor = double([0.7, 0.0], [0.8, 1.2])
+    torch.testing.assert_close(student.factor(), factor)
+    # Five standard errors of a mean and of a covariance.
+    torch.testing.assert_close(rows.mean(0), student.location, atol=0.024, rtol=0.0)
+    torch.testing.assert_close(rows.T.cov(), factor @ factor.T, atol=0.05, rtol=0.0)
+    exact = gaussian_diffusion(student.location.detach(), factor @ factor.T)
+    noisy = torch.randn(6, 2, dtype=torch.float64)
+    for found, wanted in zip(
+        student.score_and_log_prob(noisy, 0.4), exact.score_and_log_prob(noisy, 0.4), strict=True
+    ):
+        torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(student.denoise(noisy, 0.4), exact.denoise(noisy, 0.4))
+
+
+def test_generator_refuses_shapes_and_scales():
+    with pytest.raises(ValueError, match=r"shape \(dim,\), got \(2,\) and \(3,\)"):
+        NormalGenerator(torch.zeros(2), torch.ones(3))
+    with pytest.raises(ValueError, match=r"scale must be positive, got \[-1.0\]"):
+        NormalGenerator(torch.zeros(1), -torch.ones(1))

@@ -3,7 +3,11 @@
 import torch
 
 from bayesdiv.inference.score_distillation import DistillationSettings, ScoreDistillation
-from bayesdiv.models.analytic_diffusion import GaussianMixtureDiffusion, gaussian_diffusion
+from bayesdiv.models.analytic_diffusion import (
+    GaussianMixtureDiffusion,
+    NormalGenerator,
+    gaussian_diffusion,
+)
 from bayesdiv.models.diffusion import EDMDenoiser
 from bayesdiv.nn.denoisers_torch import DenoisingMLP
 from bayesdiv.nn.noise_levels_torch import NoiseSchedule
@@ -24,40 +28,25 @@ def tensor(*values):
     return torch.tensor(values, dtype=torch.float64)
 
 
-class NormalStudent(torch.nn.Module):
-    """x = θ + s z, with its exact diffused law: the restricted student and an explicit guide.
+class NormalStudent(NormalGenerator):
+    """x = θ + s z in one dimension: the restricted student and an explicit guide.
 
     ``grid`` takes quantiles of z in place of draws, so that sums over samples are quadrature.
     """
 
     def __init__(self, location, scale, *, grid=False):
-        super().__init__()
-        self.location = torch.nn.Parameter(tensor(location))
-        self.log_scale = torch.nn.Parameter(tensor(scale).log())
-        self.event_shape = (1,)
+        super().__init__(tensor(location), tensor(scale))
         self.grid = grid
 
+    @property
+    def log_scale(self):
+        return self.log_diagonal
+
     def sample(self, count):
-        if self.grid:
-            z = torch.special.ndtri((torch.arange(count, dtype=torch.float64) + 0.5) / count)
-        else:
-            z = torch.randn(count, dtype=torch.float64)
+        if not self.grid:
+            return super().sample(count)
+        z = torch.special.ndtri((torch.arange(count, dtype=torch.float64) + 0.5) / count)
         return self.location + self.log_scale.exp() * z[:, None]
-
-    def law(self):
-        return gaussian_diffusion(self.location.detach(), self.log_scale.detach().exp())
-
-    def score_and_log_prob(self, x, sigma):
-        return self.law().score_and_log_prob(x, sigma)
-
-    def score(self, x, sigma):
-        return self.law().score(x, sigma)
-
-    def denoise(self, x, sigma):
-        return self.law().denoise(x, sigma)
-
-    def log_prob(self, x, sigma):
-        return self.law().log_prob(x, sigma)
 
 
 def standard_normal():
