@@ -62,6 +62,20 @@ _SECTIONS = {
         "KL-penalised reward, with the same draws, baseline and optimiser; its gradient is that "
         "of reverse KL. *pseudo-reward* is the divergence's share of a step.",
     ),
+    "distillation": (
+        "Score distillation",
+        "One update of a one-step student with its five of fake score and critic; names are the "
+        "networks and a batch's shape. The bare loop is distribution matching of the same networks "
+        "written out, with the same draws and the same parameters afterwards: no weights, no "
+        "reports, nothing checked. *weighting* is what a divergence adds: from log-ratios to "
+        "weights.",
+    ),
+    "adversarial": (
+        "Adversarial inference",
+        "One training step with a critic on codes: rows × samples in a window. The bare loop is "
+        "torch without a probabilistic program or checks, with the same networks, optimisers and "
+        "draws; parameters are equal after three steps. Sliced Wasserstein has no critic.",
+    ),
     "filters": (
         "Particle filters",
         "One filtered series; names are the filter, the model, the number of particles and the "
@@ -178,6 +192,8 @@ def _targets(every: list[Row]) -> Iterator[tuple[str, list[Row]]]:
     yield "Sampling no slower than `generate` of transformers", among("sequences", "generate")
     yield "f-DPG's step ≤ 1.1 of plain REINFORCE", among("sequences", "REINFORCE")
     yield "The divergence ≤ 0.01 of f-DPG's step", among("sequences", "jensen_shannon")
+    yield "A student's update ≤ 1.05 of a bare loop", among("distillation", "bare loop")
+    yield "Its weighting ≤ 0.01 of it", among("distillation", "jensen_shannon")
     yield "Bootstrap filter ≤ 1.2 of a bare scan", among("filters", "bare scan")
     yield "Bootstrap filter ≤ 0.5 of smcx, from 10⁴ particles", among("filters", "smcx")
     yield "Bootstrap filter ≤ 0.5 of cuthbert, from 10⁴ particles", among("filters", "cuthbert")

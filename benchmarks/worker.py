@@ -20,9 +20,21 @@ BLOCK_SECONDS = {False: 0.2, True: 0.01}
 def cases_of(framework: str, *, quick: bool) -> list[Case]:
     """Every case of a framework."""
     if framework == "torch":
-        from benchmarks import pyro_cases, sequences_torch, sghmc_torch, transport_torch
+        from benchmarks import (
+            distillation_torch,
+            pyro_cases,
+            sequences_torch,
+            sghmc_torch,
+            transport_torch,
+        )
 
-        modules = (pyro_cases, transport_torch, sghmc_torch, sequences_torch)
+        modules = (
+            pyro_cases,
+            transport_torch,
+            sghmc_torch,
+            sequences_torch,
+            distillation_torch,
+        )
     else:
         from benchmarks import (
             filters_adaptive_jax,

@@ -8,7 +8,13 @@ pytest.importorskip("geomloss")
 pytest.importorskip("tensordict")
 pytest.importorskip("transformers")
 
-from benchmarks import pyro_cases, sequences_torch, sghmc_torch, transport_torch
+from benchmarks import (
+    distillation_torch,
+    pyro_cases,
+    sequences_torch,
+    sghmc_torch,
+    transport_torch,
+)
 from benchmarks.cases import ResultsDiffer, run_case
 from benchmarks.pyro_models import small
 from benchmarks.results import rows
@@ -18,6 +24,7 @@ CASES = [
     *transport_torch.cases(quick=True),
     *sghmc_torch.cases(quick=True),
     *sequences_torch.cases(quick=True),
+    *distillation_torch.cases(quick=True),
 ]
 
 
@@ -41,6 +48,18 @@ def test_another_divergence_is_no_reinforce(monkeypatch):
     monkeypatch.setattr(sequences_torch, "FDPG", other)
     with pytest.raises(ResultsDiffer, match="gradient"):
         sequences_torch.prepare_step(16)
+
+
+def test_another_gradient_is_no_bare_loop(monkeypatch):
+    """Forward KL's weights are not constant."""
+    other = functools.partial(_renamed, distillation_torch.make_routine)
+    monkeypatch.setattr(distillation_torch, "make_routine", other)
+    with pytest.raises(ResultsDiffer, match="change of student"):
+        distillation_torch.prepare((4,), 8, 16)
+
+
+def _renamed(make, divergence, *parts):
+    return make("forward_kl", *parts)
 
 
 def _other_divergence(make, target, policy, divergence, **settings):
