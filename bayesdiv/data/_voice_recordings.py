@@ -326,9 +326,12 @@ def split_by_speaker(
             "with speaker=, or ask for fewer parts."
         )
     np.random.default_rng(seed).shuffle(speakers)
-    # One speaker each, the others by share.
-    spare = len(speakers) - len(shares)
-    ends = np.rint(np.cumsum(shares) * spare).astype(int) + np.arange(1, len(shares) + 1)
+    ends: list[int] = []
+    for part, share in enumerate(np.cumsum(shares), start=1):
+        # At least one speaker, and one left for each part to come.
+        lowest = ends[-1] + 1 if ends else 1
+        highest = len(speakers) - len(shares) + part
+        ends.append(int(np.clip(np.rint(share * len(speakers)), lowest, highest)))
     parts = np.split(speakers, ends[:-1])
     return tuple(
         tuple(recording for recording in recordings if recording.speaker in part) for part in parts

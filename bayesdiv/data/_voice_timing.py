@@ -36,7 +36,8 @@ def make_plan(
     voicing, frication = np.zeros(num_samples), np.zeros(num_samples)
     knots: list[float] = []
     values: list[np.ndarray] = []
-    position = rng.uniform(*_SILENCE_SECONDS) * rate
+    # However short the utterance is, there is a vowel in it.
+    position = min(rng.uniform(*_SILENCE_SECONDS) * rate, 0.2 * num_samples)
     while position < num_samples:
         end = position + rng.uniform(*_VOWEL_SECONDS) * rate
         voicing[int(position) : int(end)] = 1.0
