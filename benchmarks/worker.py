@@ -26,6 +26,7 @@ def cases_of(framework: str, *, quick: bool) -> list[Case]:
             sequences_torch,
             sghmc_torch,
             transport_torch,
+            voice,
         )
 
         modules = (
@@ -34,6 +35,7 @@ def cases_of(framework: str, *, quick: bool) -> list[Case]:
             sghmc_torch,
             sequences_torch,
             distillation_torch,
+            voice,
         )
     else:
         from benchmarks import (

@@ -204,9 +204,10 @@ def simulate_voices(
 
     Examples
     --------
-    >>> (one,) = simulate_voices(0, settings=VoiceSettings(f0=100.0, plan="sustained"))
-    >>> one.speech.shape, one.closures.shape
-    ((40000,), (249,))
+    >>> settings = VoiceSettings(plan="sustained", f0=100.0, wander=0.0, jitter=0.0)
+    >>> (voice,) = simulate_voices(0, settings=settings)
+    >>> voice.speech.shape, round(float(voice.closures[1] - voice.closures[0]), 6)
+    ((40000,), 160.0)
     """
     if isinstance(num_utterances, bool) or not num_utterances >= 1:
         raise ValueError(f"num_utterances must be at least 1, got {num_utterances!r}.")
