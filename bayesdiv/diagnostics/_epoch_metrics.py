@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,6 +56,9 @@ class EpochMetrics:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
+_SCORES = tuple(field.name for field in dataclasses.fields(EpochMetrics))[:-1]
+
+
 def epoch_metrics(estimated: Any, reference: Any, rate: float) -> EpochMetrics:
     r"""Score estimated instants in the larynx cycles of reference instants.
 
@@ -99,7 +104,7 @@ def epoch_metrics(estimated: Any, reference: Any, rate: float) -> EpochMetrics:
             f"{len(truth)} instants; the scores are NaN. Instants are in samples.",
             stacklevel=2,
         )
-        return EpochMetrics(*(float("nan"),) * 6, num_cycles=0)
+        return EpochMetrics(**dict.fromkeys(_SCORES, math.nan), num_cycles=0)
     start = truth[counted] - 0.5 * gaps[counted - 1]
     end = truth[counted] + 0.5 * gaps[counted]
     first = np.searchsorted(found, start, side="right")
@@ -113,15 +118,14 @@ def epoch_metrics(estimated: Any, reference: Any, rate: float) -> EpochMetrics:
             stacklevel=2,
         )
         errors = np.array([np.nan])
+    near = float((np.abs(errors - errors.mean()) <= _NEAR_MILLISECONDS).mean())
     return EpochMetrics(
         identification_rate=float(hit.mean()),
         miss_rate=float((inside == 0).mean()),
         false_alarm_rate=float((inside > 1).mean()),
         accuracy=float(errors.std()),
         bias=float(errors.mean()),
-        share_near=float(np.mean(np.abs(errors - errors.mean()) <= _NEAR_MILLISECONDS))
-        if hit.any()
-        else float("nan"),
+        share_near=near if hit.any() else math.nan,
         num_cycles=len(counted),
     )
 
@@ -141,12 +145,12 @@ def average_epoch_metrics(metrics: Sequence[EpochMetrics]) -> EpochMetrics:
         raise ValueError(
             f"metrics must have at least one file with larynx cycles, got {len(metrics)} without."
         )
-    table = np.array([list(each.as_dict().values())[:-1] for each in counted])
-    means = [
-        float(np.mean(column[~np.isnan(column)])) if not np.isnan(column).all() else float("nan")
-        for column in table.T
-    ]
-    return EpochMetrics(*means, num_cycles=sum(each.num_cycles for each in counted))
+    means = {}
+    for name in _SCORES:
+        values = [getattr(each, name) for each in counted]
+        kept = [value for value in values if not math.isnan(value)]
+        means[name] = sum(kept) / len(kept) if kept else math.nan
+    return EpochMetrics(**means, num_cycles=sum(each.num_cycles for each in counted))
 
 
 def checked_instants(name: str, instants: Any) -> np.ndarray:
