@@ -96,14 +96,22 @@ def _image_claims(group: str, outcomes: Sequence[Outcome]) -> list[dict[str, Any
         order("smallest_share", covering, softened, "mark")
     order("weight_max", fkl, js, "mark")
     order("weight_ess", js, fkl, "mark")
-    for metric, largest in (("frechet", _LARGEST_FRECHET), ("energy", _LARGEST_ENERGY)):
-        values = {each.row: each.final[metric] for each in outcomes if each.row in PUBLISHED}
-        if values:
-            worst = max(each.final[metric] for each in outcomes if each.row in PUBLISHED)
+    if group == "digits":
+        found += _largest(outcomes)
+    return found
+
+
+def _largest(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """Marks that are set for the plain digits, in their units."""
+    students = [each for each in outcomes if each.row in PUBLISHED]
+    found = []
+    for metric, limit in (("frechet", _LARGEST_FRECHET), ("energy", _LARGEST_ENERGY)):
+        if students:
+            worst = max(each.final[metric] for each in students)
             found.append(
                 {
-                    "claim": f"{group}, mark: {metric} of every student below {largest}",
-                    "holds": worst < largest,
+                    "claim": f"digits, mark: {metric} of every student below {limit}",
+                    "holds": worst < limit,
                     "found": f"largest {worst:.3g}",
                 }
             )

@@ -46,7 +46,7 @@ class Preset:
     num_seeds: int
     groups: tuple[str, ...]
     teacher: TeacherSettings = TeacherSettings()
-    num_steps: int = 700
+    num_steps: int = 600
     batch_size: int = 128
     learning_rate: float = 2e-4
     critic_learning_rate: float = 1e-3

@@ -84,7 +84,8 @@ def draw_images(outcomes: Sequence[Outcome], path: Path) -> None:
     shown = [each for each in outcomes if each.seed == outcomes[0].seed]
     figure = Figure(figsize=(8.5, 0.95 * len(shown)), layout="constrained")
     for axis, each in zip(figure.subplots(len(shown), 1, squeeze=False)[:, 0], shown, strict=True):
-        images: Any = each.images
+        # A border, or neighbours run into each other.
+        images: Any = np.pad(each.images, ((0, 0), (1, 1), (1, 1)))
         lines = [images[start : start + _COLUMNS] for start in (0, _COLUMNS)]
         strips = [np.concatenate(list(line), axis=1) for line in lines if len(line) == _COLUMNS]
         axis.imshow(np.concatenate(strips), cmap="gray", vmin=-1.0, vmax=1.0)

@@ -137,7 +137,7 @@ def run_all(options: Options, pool: Executor, progress: Progress) -> list[Outcom
 
 def main(options: Options) -> None:
     """Every group, divergence and seed, then tables, figures and files."""
-    console = Console(width=max(Console().width, 190))
+    console = Console(width=max(Console().width, 230))
     start = time.perf_counter()
     # Small arrays gain nothing from more, and lose where cores are shared.
     torch.set_num_threads(1)

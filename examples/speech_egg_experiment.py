@@ -1,0 +1,393 @@
+"""One condition and seed of speech to EGG: the prior's autoencoder, then every variant on it."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from accelerate import Accelerator
+from speech_egg_problem import (
+    CONDITIONS,
+    RATE,
+    REACH,
+    WINDOW,
+    Corpus,
+    Scored,
+    WindowBatches,
+    calibrate,
+    closures_of,
+    draw_with_spread,
+    score,
+    score_zero_frequency,
+    simulate_corpus,
+)
+
+from bayesdiv.data.voice import Utterance
+from bayesdiv.divergences import FDivergence, SlicedWasserstein, get_divergence
+from bayesdiv.inference.adversarial import (
+    AdversarialInference,
+    AdversarialSettings,
+    CodeProbe,
+    probe_codes,
+)
+from bayesdiv.models.speech_egg import EGGAutoencoder, SpeechToEGG
+from bayesdiv.training import train
+
+REGRESSION, DEAD, NORMAL, STOCHASTIC, ZERO_FREQUENCY = (
+    "regression",
+    "dead critic",
+    "normal prior, ELBO",
+    "stochastic guide",
+    "zero-frequency filter",
+)
+# The published loss, and that of rows which are not about the divergence.
+PUBLISHED = "softened_reverse_kl"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How much work. Steps are minibatches; ``num_draws`` are of the guide, for uncertainty."""
+
+    num_seeds: int
+    conditions: tuple[str, ...] = ("clean", "noise", "shift")
+    num_training: int = 60
+    num_test: int = 16
+    seconds: float = 2.5
+    stride: int = 8
+    test_stride: int = 8
+    batch_size: int = 512
+    code_size: int = 100
+    num_autoencoder_steps: int = 750
+    num_steps: int = 1500
+    num_draws: int = 12
+    context: int = 0
+    convolutional: bool = False
+    mixed_precision: str = "no"
+
+
+PRESETS = {
+    "quick": Preset(
+        num_seeds=1,
+        conditions=("clean",),
+        num_training=8,
+        num_test=2,
+        seconds=1.2,
+        stride=16,
+        test_stride=16,
+        batch_size=128,
+        code_size=32,
+        num_autoencoder_steps=100,
+        num_steps=100,
+        num_draws=3,
+    ),
+    "laptop": Preset(num_seeds=3),
+    "gpu": Preset(
+        num_seeds=3,
+        num_training=2400,
+        num_test=64,
+        seconds=3.0,
+        stride=2,
+        batch_size=4096,
+        num_autoencoder_steps=5000,
+        num_steps=20_000,
+        num_draws=32,
+        context=300,
+        convolutional=True,
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A stretch of one utterance, to look at and to listen to."""
+
+    utterance: Utterance
+    drawn: Scored
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A variant of one condition and seed; what is shown of it is of the first seed only."""
+
+    condition: str
+    row: str
+    seed: int
+    final: dict[str, float]
+    history: dict[str, np.ndarray] = field(default_factory=dict)
+    errors_ms: np.ndarray | None = None
+    example: Example | None = None
+    windows: tuple[np.ndarray, np.ndarray] | None = None
+    state: dict[str, Any] | None = None
+
+
+def variants_of(condition: str, divergences: Sequence[str]) -> list[str]:
+    """Every divergence where nothing is hard; the published loss beside its baselines elsewhere."""
+    main = [name for name in divergences if name == PUBLISHED] or list(divergences[:1])
+    if condition == "clean":
+        return [REGRESSION, *divergences, DEAD, NORMAL, STOCHASTIC]
+    if condition == "recordings":
+        return [STOCHASTIC]
+    return [REGRESSION, *main, NORMAL, STOCHASTIC]
+
+
+class Experiment:
+    """Speakers and the prior that all variants of one condition and seed share."""
+
+    def __init__(self, work: Preset, condition: str, seed: int, device: str) -> None:
+        self.work, self.condition, self.seed, self.device = work, condition, seed, device
+        self.corpus: Corpus = simulate_corpus(
+            CONDITIONS[condition],
+            seed,
+            num_training=work.num_training,
+            num_test=work.num_test,
+            seconds=work.seconds,
+        )
+        self.autoencoder = self._train_autoencoder()
+        windows = self._batches(self.corpus.prior, stride=4 * work.stride).egg_windows()
+        self.prior = self.autoencoder.prior(windows)
+
+    def accelerator(self) -> Accelerator:
+        """The device that networks are on."""
+        cpu = self.device == "cpu"
+        return Accelerator(cpu=cpu, mixed_precision="no" if cpu else self.work.mixed_precision)
+
+    def _batches(
+        self, utterances: Sequence[Utterance], *, stride: int, context: int = 0
+    ) -> WindowBatches:
+        return WindowBatches(
+            utterances,
+            stride=stride,
+            batch_size=self.work.batch_size,
+            context=context,
+            seed=self.seed,
+            device=self.device,
+        )
+
+    def _train_autoencoder(self) -> EGGAutoencoder:
+        pyro.clear_param_store()
+        torch.manual_seed(self.seed)
+        network = EGGAutoencoder(WINDOW, self.work.code_size).to(self.device)
+        # Nothing pulls at the codes; a few directions are the cheapest thing to watch them by.
+        routine = AdversarialInference(
+            network.model,
+            network.guide,
+            divergence=SlicedWasserstein(num_projections=4),
+            weight=0.0,
+            modules=[network],
+            settings=AdversarialSettings(num_decay_steps=self.work.num_autoencoder_steps),
+        )
+        pairs = self._batches(self.corpus.prior, stride=self.work.stride)
+        train(
+            routine,
+            _EggOnly(pairs),
+            num_steps=self.work.num_autoencoder_steps,
+            progress_bar=False,
+            accelerator=self.accelerator(),
+        )
+        return network.eval().requires_grad_(requires_grad=False)
+
+    def autoencoder_scores(self) -> dict[str, float]:
+        """How well windows of the test's EGG survive their codes."""
+        _, egg = self._batches(self.corpus.test, stride=self.work.stride).some(4096)
+        with torch.no_grad():
+            found = self.autoencoder(egg)
+            cosine = torch.cosine_similarity(found, egg, dim=1)[egg.norm(dim=1) > 0.5]
+            error = ((found - egg) ** 2).mean()
+        return {"squared_error": float(error), "cosine": float(cosine.mean())}
+
+    def run(self, row: str) -> Outcome:
+        """Train a variant and score it on the test's speakers."""
+        if row == ZERO_FREQUENCY:
+            final = score_zero_frequency(self.corpus.test)
+            return Outcome(self.condition, row, self.seed, final)
+        network, routine = self.variant(row)
+        began = time.process_time()
+        batches = self._batches(
+            self.corpus.training, stride=self.work.stride, context=self.work.context
+        )
+        with warnings.catch_warnings():
+            # The dead critic's row is there to be warned of; the table says so.
+            warnings.filterwarnings("ignore", message=".*critic.*", category=RuntimeWarning)
+            history = train(
+                routine,
+                batches,
+                num_steps=self.work.num_steps,
+                progress_bar=False,
+                accelerator=self.accelerator(),
+            ).history
+        seconds = time.process_time() - began
+        network.eval()
+        return self._scored(row, network, routine, history, seconds)
+
+    def variant(self, row: str) -> tuple[SpeechToEGG, AdversarialInference]:
+        """The network and routine of a row."""
+        # Otherwise Pyro gives each network the parameters of the one before.
+        pyro.clear_param_store()
+        torch.manual_seed(self.seed)
+        normal, stochastic = row == NORMAL, row in (NORMAL, STOCHASTIC)
+        prior: Any = self.prior
+        if normal:
+            zeros = torch.zeros(self.work.code_size, device=self.device)
+            prior = dist.Normal(zeros, 1.0).to_event(1)
+        network = SpeechToEGG(
+            prior,
+            WINDOW,
+            context=self.work.context,
+            stochastic=stochastic,
+            bounded=not normal,
+            convolutional=self.work.convolutional,
+        ).to(self.device)
+        divergence = {NORMAL: "reverse_kl"}.get(row, row)
+        if row in (REGRESSION, DEAD, STOCHASTIC):
+            divergence = PUBLISHED
+        routine = AdversarialInference(
+            network.model,
+            network.guide,
+            divergence=divergence,
+            match=None if normal else "aggregate",
+            weight=0.0 if row == REGRESSION else 1.0,
+            critic="batch_norm_logit" if row == DEAD else "spectral_norm",
+            modules=[network],
+            settings=AdversarialSettings(
+                num_decay_steps=self.work.num_steps,
+                # Nobody asks a critic in a regression.
+                num_critic_steps=0 if row == REGRESSION else 1,
+                seed=self.seed,
+            ),
+        )
+        return network, routine
+
+    def _scored(
+        self,
+        row: str,
+        network: SpeechToEGG,
+        routine: AdversarialInference,
+        history: dict[str, np.ndarray],
+        seconds: float,
+    ) -> Outcome:
+        noises: list[torch.Tensor] = []
+        if network.stochastic:
+            generator = torch.Generator().manual_seed(self.seed)
+            noises = [
+                torch.randn(network.code_size, generator=generator).to(self.device)
+                for _ in range(self.work.num_draws)
+            ]
+        began = time.process_time()
+        plain = [self._draw(network, each, []) for each in self.corpus.test]
+        speed = self._seconds(self.corpus.test) / max(time.process_time() - began, 1e-6)
+        drawn = (
+            [self._draw(network, each, noises) for each in self.corpus.test] if noises else plain
+        )
+        final = {**score(drawn, self.corpus.test), "times_real_time": speed}
+        if noises:
+            final |= self._calibration(network, drawn, noises)
+        probe = self._probe(routine)
+        final |= {
+            "probe_reverse_kl": probe.reverse_kl,
+            "probe_jensen_shannon": probe.jensen_shannon,
+            "probe_accuracy": probe.accuracy,
+            "cpu_seconds": seconds,
+        }
+        if "critic_loss" in history:
+            final["critic_loss"] = float(np.mean(history["critic_loss"][-100:]))
+            final["is_dead"] = float(routine.report().is_dead)
+        first = self.seed == 0
+        return Outcome(
+            self.condition,
+            row,
+            self.seed,
+            final,
+            history={name: np.asarray(values) for name, values in history.items()},
+            errors_ms=self._errors(drawn),
+            example=Example(self.corpus.test[0], drawn[0]) if first else None,
+            windows=self._windows(network, noises) if first and noises else None,
+            state=network.state_dict() if row == STOCHASTIC else None,
+        )
+
+    def _draw(
+        self, network: SpeechToEGG, each: Utterance, noises: Sequence[torch.Tensor]
+    ) -> Scored:
+        return draw_with_spread(
+            network.draw,
+            each.speech,
+            stride=self.work.test_stride,
+            noises=noises,
+            context=self.work.context,
+            device=self.device,
+        )
+
+    def _calibration(
+        self, network: SpeechToEGG, drawn: Sequence[Scored], noises: Sequence[torch.Tensor]
+    ) -> dict[str, float]:
+        """As drawn, and rescaled by one number from speakers that are in no other part."""
+        found = calibrate(drawn, self.corpus.test)
+        held = [self._draw(network, each, noises) for each in self.corpus.validation]
+        scale = calibrate(held, self.corpus.validation)["timing_error_ratio"]
+        rescaled = calibrate(drawn, self.corpus.test, scale)
+        return {
+            **found,
+            "timing_scale": scale,
+            "rescaled_deviation_ms": rescaled["timing_deviation_ms"],
+            "rescaled_coverage_90": rescaled["timing_coverage_90"],
+            "rescaled_error_ratio": rescaled["timing_error_ratio"],
+        }
+
+    def _probe(self, routine: AdversarialInference) -> CodeProbe:
+        """A fresh critic on windows of the test: their codes against the prior of the model."""
+        batches = self._batches(
+            self.corpus.test, stride=self.work.stride, context=self.work.context
+        )
+        prior, codes = routine.draw(batches.some(4096))
+        return probe_codes(prior, codes, routine.settings.probe)
+
+    def _errors(self, drawn: Sequence[Scored]) -> np.ndarray:
+        """Of each closure that has a reference within half a short period, in milliseconds."""
+        found = []
+        for each, own in zip(self.corpus.test, drawn, strict=True):
+            reference = closures_of(each.egg)
+            if len(reference) and len(own.closures):
+                gaps = own.closures[:, None] - reference
+                nearest = np.take_along_axis(gaps, np.abs(gaps).argmin(1)[:, None], 1)[:, 0]
+                found.append(nearest[np.abs(nearest) <= REACH])
+        return np.concatenate(found) * 1000.0 / RATE if found else np.empty(0)
+
+    def _windows(
+        self, network: SpeechToEGG, noises: Sequence[torch.Tensor]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draws of some windows, ``(draws, windows, window)``, and what was observed."""
+        batches = self._batches(
+            self.corpus.test, stride=self.work.stride, context=self.work.context
+        )
+        speech, egg = batches.some(24)
+        drawn = torch.stack([network.draw(speech, noise) for noise in noises])
+        return drawn.cpu().numpy(), egg.cpu().numpy()
+
+    @staticmethod
+    def _seconds(utterances: Sequence[Utterance]) -> float:
+        return sum(len(each.speech) for each in utterances) / RATE
+
+
+class _EggOnly:
+    """Batches of pairs without the speech."""
+
+    def __init__(self, pairs: WindowBatches) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __iter__(self) -> Any:
+        return (egg for _, egg in self.pairs)
+
+
+def is_learnable(name: str) -> bool:
+    """Whether codes can be matched under the divergence: through a critic or by samples."""
+    divergence = get_divergence(name)
+    return not isinstance(divergence, FDivergence) or divergence.has_path_gradient
