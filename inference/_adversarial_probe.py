@@ -190,7 +190,7 @@ def _split(
 
 
 class CriticWatch:
-    """Warns once where the critic's loss rests at chance while a fresh one tells codes apart."""
+    """Warns once where the critic's loss is that of chance while a fresh one tells codes apart."""
 
     def __init__(self, settings: ProbeSettings) -> None:
         self.settings = settings
@@ -209,7 +209,8 @@ class CriticWatch:
             return
         self.mean_loss = float(torch.stack(self._losses).mean())
         self._losses.clear()
-        if self.is_dead or abs(self.mean_loss - CHANCE) >= _NEAR_CHANCE:
+        # A loss above chance is no better than one at chance.
+        if self.is_dead or self.mean_loss <= CHANCE - _NEAR_CHANCE:
             return
         self._looks += 1
         if self._looks < self._next:
@@ -223,8 +224,8 @@ class CriticWatch:
         if self.last_probe.separates:
             self.is_dead = True
             warnings.warn(
-                f"the critic is dead: its loss was {self.mean_loss:.5f} = 2 log 2 on average over "
-                f"{WINDOW} steps, as if prior and codes were alike, but a fresh critic tells them "
+                f"the critic is dead: its loss was {self.mean_loss:.5f} on average over {WINDOW} "
+                f"steps, not below chance, {CHANCE:.5f}, but a fresh critic tells prior and codes "
                 f"apart with accuracy {self.last_probe.accuracy:.3f}. Codes are not being matched; "
                 "take batch normalisation out of the critic, above all from its logit, give both "
                 "classes in one batch, or raise critic_rate.",

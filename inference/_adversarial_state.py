@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -101,11 +102,12 @@ def apply_gradients(
     optimizer.zero_grad()
 
 
+@torch.no_grad()
 def all_finite(tensors: Iterable[Any]) -> bool:
     """Whether every entry is; one reading of the device."""
     # A sum is finite only if its terms are, and costs less than looking at each of them.
-    sums = [each.detach().sum() for each in tensors if each is not None]
-    return bool(torch.stack([each.float() for each in sums]).isfinite().all())
+    sums = [each.sum() for each in tensors if each is not None]
+    return bool(torch.stack(sums).isfinite().all())
 
 
 def guard(optimizer: torch.optim.Optimizer, what: str) -> None:
@@ -120,3 +122,27 @@ def guard(optimizer: torch.optim.Optimizer, what: str) -> None:
             )
 
     optimizer.register_step_pre_hook(refuse)
+
+
+def gradients_of(loss: torch.Tensor, parameters: list[torch.Tensor], *, keep: bool = False) -> Any:
+    """∂loss/∂parameters, None where there is none; ``keep`` leaves the graph for another one."""
+    if not loss.requires_grad:
+        return [None] * len(parameters)
+    return torch.autograd.grad(loss, parameters, retain_graph=keep, allow_unused=True)
+
+
+def check_influence(pull: list[Any], gradients: list[Any], num_guide: int) -> None:
+    """Refuse parameters that Pyro names and the networks do not run on."""
+    stale = (
+        "has any influence on the loss: Pyro's store holds others under the same names, of an "
+        "earlier program. Call pyro.clear_param_store() before a new one, or name its parts anew"
+    )
+    if all(each is None for each in (*pull, *gradients[:num_guide])):
+        raise ValueError(f"no parameter of the guide {stale}.")
+    model = gradients[num_guide:]
+    if model and all(each is None for each in model):
+        warnings.warn(
+            f"no parameter of the model {stale}. Those of an implicit prior are never trained.",
+            RuntimeWarning,
+            stacklevel=4,
+        )

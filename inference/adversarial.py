@@ -55,7 +55,9 @@ from bayesdiv.inference._adversarial_state import (
     ParameterState,
     all_finite,
     apply_gradients,
+    check_influence,
     evaluating,
+    gradients_of,
     modules_of,
 )
 from bayesdiv.pyro._frozen import NoPathGradient
@@ -150,8 +152,9 @@ class AdversarialInference:
     ------
     ValueError
         Arguments that do not go together; from a step: codes outside the data's plate, a guide
-        without parameters, fewer than two rows, a guide site without reparameterisation, pooled
-        draws with "paired", "conditional" without context or densities.
+        without parameters or with those of an earlier program, fewer than two rows, a guide site
+        without reparameterisation, pooled draws with "paired", "conditional" without context or
+        densities.
     TypeError
         A critic, context or divergence of another kind.
     FloatingPointError
@@ -161,7 +164,8 @@ class AdversarialInference:
     Warns
     -----
     RuntimeWarning
-        Once, if the critic's loss rests at 2 log 2 while a fresh critic tells codes apart; from
+        Once, if the critic's loss is not below 2 log 2, that of chance, over a hundred steps while
+        a fresh critic tells codes apart, and if no parameter of the model has any influence; from
         `probe`, codes that are separable.
 
     References
@@ -360,7 +364,7 @@ class AdversarialInference:
         error = rows.reconstruction()
         # Before the critic sees them.
         if not all_finite([rows.codes, error]):
-            self._refuse("guide's codes" if all_finite([error]) else "reconstruction", error)
+            self._refuse("reconstruction" if all_finite([rows.codes]) else "guide's codes", error)
         return error, setup.compare(rows)
 
     def _move(self, setup: _Setup, error: torch.Tensor, found: Compared) -> None:
@@ -368,10 +372,12 @@ class AdversarialInference:
         pull: list[Any] = []
         loss = error
         if "guide" in optimizers:
-            pull = _gradients(found.surrogate, setup.guide, keep=True)
+            pull = gradients_of(found.surrogate, setup.guide, keep=True)
         elif self.weight:
             loss = error + self.weight * found.surrogate
-        gradients = _gradients(loss, setup.both)
+        gradients = gradients_of(loss, setup.both)
+        if self.num_steps == 0 and (pull or loss.requires_grad):
+            check_influence(pull, gradients, len(setup.guide))
         if not all_finite([found.value, *pull, *gradients]):
             what = "gradient" if all_finite([found.value]) else "divergence"
             self._refuse(what, found.value)
@@ -387,9 +393,3 @@ class AdversarialInference:
             f"{float(value.detach())}); the parameters are those of the last good step. Lower the "
             "learning rates, or look at the rows of that batch."
         )
-
-
-def _gradients(loss: torch.Tensor, parameters: list[torch.Tensor], *, keep: bool = False) -> Any:
-    if not loss.requires_grad:
-        return [None] * len(parameters)
-    return torch.autograd.grad(loss, parameters, retain_graph=keep, allow_unused=True)
