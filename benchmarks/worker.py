@@ -21,6 +21,7 @@ def cases_of(framework: str, *, quick: bool) -> list[Case]:
     """Every case of a framework."""
     if framework == "torch":
         from benchmarks import (
+            adversarial_torch,
             distillation_torch,
             pyro_cases,
             sequences_torch,
@@ -35,6 +36,7 @@ def cases_of(framework: str, *, quick: bool) -> list[Case]:
             sghmc_torch,
             sequences_torch,
             distillation_torch,
+            adversarial_torch,
             voice,
         )
     else:

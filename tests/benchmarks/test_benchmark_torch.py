@@ -9,6 +9,7 @@ pytest.importorskip("tensordict")
 pytest.importorskip("transformers")
 
 from benchmarks import (
+    adversarial_torch,
     distillation_torch,
     pyro_cases,
     sequences_torch,
@@ -25,6 +26,7 @@ CASES = [
     *sghmc_torch.cases(quick=True),
     *sequences_torch.cases(quick=True),
     *distillation_torch.cases(quick=True),
+    *adversarial_torch.cases(quick=True),
 ]
 
 
