@@ -14,7 +14,7 @@ from scipy.special import expit
 __all__ = ["CONTACT_SOFTNESS", "GlottalCycle", "NUM_PHASES", "glottal_cycle"]
 
 NUM_PHASES = 720
-_NUM_LENGTHWISE, _NUM_UPWARD = 33, 17
+_NUM_LENGTHWISE, _NUM_UPWARD = 33, 33
 CONTACT_SOFTNESS = 0.02
 # Air leaks through breathy folds all the time; the pulse is what rises above this share.
 _OPEN_SHARE = 0.02

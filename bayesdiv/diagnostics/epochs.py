@@ -30,6 +30,12 @@ from bayesdiv.diagnostics._epoch_signals import (
     smoothed,
     voiced_mask,
 )
+from bayesdiv.diagnostics._epoch_uncertainty import (
+    InstantSpread,
+    TimingCalibration,
+    instant_spread,
+    timing_calibration,
+)
 from bayesdiv.diagnostics._epoch_zero_frequency import (
     ZeroFrequencyEpochs,
     mean_pitch_period,
@@ -40,13 +46,17 @@ __all__ = [
     "EpochMetrics",
     "GlottalInstants",
     "GlottalQuotients",
+    "InstantSpread",
+    "TimingCalibration",
     "ZeroFrequencyEpochs",
     "average_epoch_metrics",
     "detect_glottal_instants",
     "epoch_metrics",
     "glottal_quotients",
     "harmonics_to_noise_ratio",
+    "instant_spread",
     "mean_pitch_period",
+    "timing_calibration",
     "voiced_mask",
     "zero_frequency_epochs",
 ]
@@ -68,9 +78,10 @@ def detect_glottal_instants(
 
     The EGG is smoothed by a Hann window and differentiated. A closure is a maximum of at least 0.15
     of the mean of the largest 0.5 %, at least half of the largest within 12.5 ms on either side,
-    2 ms or more from a larger one, and voiced; its place is refined by a parabola. Two closures
-    more than 50 ms apart have no opening between them. Unvoiced samples are left out where they
-    are: without them the rest would be joined at places with peaks of their own.
+    2 ms or more from a larger one, and voiced; its place is refined by a parabola. Between two
+    closures the derivative falls by as much as was asked of their height, so that a flat top is
+    one. Two closures more than 50 ms apart have no opening between them. Unvoiced samples are left
+    out where they are: without them the rest would be joined at places with peaks of their own.
 
     Parameters
     ----------
@@ -105,9 +116,8 @@ def detect_glottal_instants(
     num_largest = max(int(_LARGEST_SHARE * len(slope)), 1)
     level = _OF_LARGEST * np.partition(slope, -num_largest)[-num_largest:].mean()
     local = maximum_filter1d(slope, 2 * round(_LOCAL_SECONDS * rate) + 1, mode="nearest")
-    tops, _ = signal.find_peaks(
-        slope, height=np.maximum(level, _OF_LOCAL * local), distance=SHORTEST_CYCLE * rate
-    )
+    bar = np.maximum(level, _OF_LOCAL * local)
+    tops, _ = signal.find_peaks(slope, height=bar, prominence=bar, distance=SHORTEST_CYCLE * rate)
     tops = tops[mask[tops]]
     if not len(tops):
         warnings.warn("egg has no voiced peak of its derivative: no closure.", stacklevel=2)

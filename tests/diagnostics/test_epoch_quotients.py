@@ -91,20 +91,28 @@ def test_a_periodic_signal_has_no_noise_wherever_its_cycles_begin(offset):
     assert found["window"] > 20.0
 
 
-def test_energy_by_brute_force():
-    rng = np.random.default_rng(0)
-    stretch, count = rng.standard_normal(400), 400
+@pytest.mark.parametrize("compensation", ["window", "energy", "none"])
+def test_periodicity_by_brute_force(compensation):
+    count = 400
+    stretch = triangle()[200:600] + np.random.default_rng(0).standard_normal(count)
     values = stretch - stretch.mean()
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(count) / count)
     ratios = []
     for lag in range(50, 151):
         weight = window[:-lag] * window[lag:]
         before, after = values[:-lag], values[lag:]
-        scale = math.sqrt((weight * before**2).sum() * (weight * after**2).sum())
+        scale = ((window * values) ** 2).sum()
+        if compensation == "window":
+            scale *= weight.sum() / (window**2).sum()
+        elif compensation == "energy":
+            scale = math.sqrt((weight * before**2).sum() * (weight * after**2).sum())
         ratios.append((weight * before * after).sum() / scale)
-    # A parabola through the largest can only add to it.
-    found = _periodicity(stretch, "energy")
-    assert max(ratios) <= found < 1.15 * max(ratios)
+    top = int(np.argmax(ratios))
+    assert 0 < top < 100
+    # The top of the parabola through three points.
+    curve = np.polyfit([-1.0, 0.0, 1.0], ratios[top - 1 : top + 2], 2)
+    highest = curve[2] - curve[1] ** 2 / (4 * curve[0])
+    assert _periodicity(stretch, compensation) == pytest.approx(highest, rel=1e-9)
 
 
 def pulse_train():

@@ -189,6 +189,16 @@ def test_weak_pulses_count_where_all_are_weak():
     assert len(found.closures) == len(CLOSURES)
 
 
+def test_a_flat_top_is_one_closure():
+    # Contact that rises at one rate for 3 ms, in noise: no place of it is steepest by much.
+    egg = np.interp(np.arange(4000) % 190, [0, 48, 110, 158, 190], [0, 1, 1, 0, 0])
+    egg += 2e-3 * np.random.default_rng(0).standard_normal(4000)
+    found = detect_glottal_instants(egg - egg.mean(), RATE, voiced=np.ones(4000, bool))
+    # The first and the last cycle are cut by the ends.
+    np.testing.assert_array_equal(found.closures // 190, np.arange(1, 21))
+    assert (found.closures % 190 < 50).all()
+
+
 def test_smoothing_moves_instants_of_uneven_pulses_only_together():
     (voice,) = simulate_voices(0, settings=VoiceSettings(seconds=1.0, quality="modal"))
     narrow, wide = (detect_glottal_instants(voice.egg, RATE, smoothing=n) for n in (5, 49))
