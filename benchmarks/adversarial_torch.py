@@ -129,13 +129,20 @@ def prepare_step(rows: int, width: int, dim: int) -> Duel:
     samples = AdversarialInference(
         routines["ours"].model, routines["ours"].guide, divergence="sliced_wasserstein"
     )
+
+    def without_validation() -> None:
+        with pyro.validation_enabled(is_validate=False):
+            routines["ours"].step(batch)
+
     contestants = {
         "ours": lambda: routines["ours"].step(batch),
+        "no validation": without_validation,
         "sliced_wasserstein": lambda: samples.step(batch),
         "bare loop": lambda: routines["bare loop"].step(batch),
     }
     comparisons = [
         Comparison("ours", "bare loop", 1.1),
+        Comparison("no validation", "bare loop"),
         Comparison("sliced_wasserstein", "bare loop"),
     ]
     return Duel(contestants, comparisons, agreement, {"rows": f"{rows} a step"})

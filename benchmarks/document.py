@@ -74,7 +74,8 @@ _SECTIONS = {
         "Adversarial inference",
         "One training step with a critic on codes: rows × samples in a window. The bare loop is "
         "torch without a probabilistic program or checks, with the same networks, optimisers and "
-        "draws; outputs are equal after three steps. Sliced Wasserstein has no critic.",
+        "draws; outputs are equal after three steps. Pyro's validation is on as by default, off in "
+        "*no validation*; sliced Wasserstein has no critic.",
     ),
     "filters": (
         "Particle filters",

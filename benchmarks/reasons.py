@@ -46,6 +46,14 @@ _REASONS = (
         "resumable from its state, and Python's calls.",
     ),
     (
+        "torch/adversarial/step/* ours bare loop",
+        "a fixed cost of 2 to 3 ms beside 11 ms. Timed with parts of the step taken out: Pyro's "
+        "validation 0.02 of the ratio, looking whether gradients are finite 0.03, the divergence's "
+        "weights and value 0.02; most of the rest is Python of the host's handlers, `pyro.module` "
+        "among them, which runs three times slower between matrix products than on its own. "
+        "Larger networks and batches do not add to it.",
+    ),
+    (
         "jax/filters/* particles",
         "JAX's random numbers and prefix sums. On volatility with 10⁴ particles half of a step "
         "is the normal draws (5.5 ns each: Threefry 3.9, the inverse error function the rest), and "
