@@ -272,22 +272,16 @@ class Experiment:
         history: dict[str, np.ndarray],
         seconds: float,
     ) -> Outcome:
-        noises: list[torch.Tensor] = []
-        if network.stochastic:
-            generator = torch.Generator().manual_seed(self.seed)
-            noises = [
-                torch.randn(network.code_size, generator=generator).to(self.device)
-                for _ in range(self.work.num_draws)
-            ]
+        noises = self.noises(network)
         began = time.process_time()
         plain = [self._draw(network, each, []) for each in self.corpus.test]
         speed = self._seconds(self.corpus.test) / max(time.process_time() - began, 1e-6)
-        drawn = (
-            [self._draw(network, each, noises) for each in self.corpus.test] if noises else plain
-        )
-        final = {**score(drawn, self.corpus.test), "times_real_time": speed}
-        if noises:
-            final |= self._calibration(network, drawn, noises)
+        drawn = [self._draw(network, each, noises) for each in self.corpus.test]
+        final = {
+            **score(plain, self.corpus.test),
+            "times_real_time": speed,
+            **self._calibration(network, drawn, noises),
+        }
         probe = self._probe(routine)
         final |= {
             "probe_reverse_kl": probe.reverse_kl,
@@ -307,12 +301,22 @@ class Experiment:
             history={name: np.asarray(values) for name, values in history.items()},
             errors_ms=self._errors(drawn),
             example=Example(self.corpus.test[0], drawn[0]) if first else None,
-            windows=self._windows(network, noises) if first and noises else None,
+            windows=self._windows(network, noises) if first and network.stochastic else None,
             state=network.state_dict() if row == STOCHASTIC else None,
         )
 
+    def noises(self, network: SpeechToEGG) -> list[torch.Tensor | None]:
+        """Of each draw from the guide; None where it is a point mass."""
+        if not network.stochastic:
+            return [None] * self.work.num_draws
+        generator = torch.Generator().manual_seed(self.seed)
+        return [
+            torch.randn(network.code_size, generator=generator).to(self.device)
+            for _ in range(self.work.num_draws)
+        ]
+
     def _draw(
-        self, network: SpeechToEGG, each: Utterance, noises: Sequence[torch.Tensor]
+        self, network: SpeechToEGG, each: Utterance, noises: Sequence[torch.Tensor | None]
     ) -> Scored:
         return draw_with_spread(
             network.draw,
@@ -324,7 +328,7 @@ class Experiment:
         )
 
     def _calibration(
-        self, network: SpeechToEGG, drawn: Sequence[Scored], noises: Sequence[torch.Tensor]
+        self, network: SpeechToEGG, drawn: Sequence[Scored], noises: Sequence[torch.Tensor | None]
     ) -> dict[str, float]:
         """As drawn, and rescaled by one number from speakers that are in no other part."""
         found = calibrate(drawn, self.corpus.test)
@@ -359,7 +363,7 @@ class Experiment:
         return np.concatenate(found) * 1000.0 / RATE if found else np.empty(0)
 
     def _windows(
-        self, network: SpeechToEGG, noises: Sequence[torch.Tensor]
+        self, network: SpeechToEGG, noises: Sequence[torch.Tensor | None]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Draws of some windows, ``(draws, windows, window)``, and what was observed."""
         batches = self._batches(

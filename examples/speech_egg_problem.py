@@ -26,13 +26,15 @@ from bayesdiv.diagnostics.epochs import (
 RATE, WINDOW = 16_000, 200
 # Half of the shortest period that counts, in samples: nearer instants are of one closure.
 REACH = 0.5 * RATE / 500.0
+# Of the windows of one draw: each sample is in three of them.
+_DRAWN_STRIDE = WINDOW // 3
 # Seeds of the parts of a corpus, apart from each other whatever the seed of the run.
 _TRAINING, _VALIDATION, _TEST, _PRIOR = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
 class Condition:
-    """Who speaks in training and in the test, and how noisy."""
+    """Who speaks in training and in the test, and how noisy; the speech's delay in seconds."""
 
     description: str
     training: tuple[str, ...]
@@ -40,6 +42,7 @@ class Condition:
     snr: tuple[float, ...]
     share: float = 1.0
     other_prior: bool = False
+    delay: tuple[float, float] = (0.00075, 0.00075)
 
 
 CONDITIONS = {
@@ -59,6 +62,7 @@ CONDITIONS = {
         ("any",),
         ("any",),
         (15.0, 20.0, 30.0, 40.0),
+        delay=(0.0005, 0.001),
     ),
 }
 
@@ -82,7 +86,9 @@ def simulate_corpus(
         found: list[Utterance] = []
         for index, (quality, snr) in enumerate(kinds):
             share = (count + index) // len(kinds)
-            settings = VoiceSettings(seconds=seconds, quality=quality, snr=snr, rate=RATE)
+            settings = VoiceSettings(
+                seconds=seconds, quality=quality, snr=snr, delay=condition.delay, rate=RATE
+            )
             if share:
                 found += simulate_voices(1000 * seed + 10 * which + index, share, settings)
         return tuple(found)
@@ -189,17 +195,27 @@ def draw_with_spread(
     speech: np.ndarray,
     *,
     stride: int,
-    noises: Sequence[torch.Tensor],
+    noises: Sequence[torch.Tensor | None],
     context: int = 0,
     device: str = "cpu",
 ) -> Scored:
-    """The middle EGG, its closures, and their spread over draws of the guide's noise."""
-    settings: dict[str, Any] = {"stride": stride, "context": context, "device": device}
-    egg = draw_egg(draw, speech, **settings)
+    """The middle EGG, its closures, and their spread over draws.
+
+    A draw has its own noise in the guide, and its own few windows: the mean over all windows that
+    cover a closure would hide how much they disagree about it. With a point mass for a guide there
+    is no noise, and that disagreement is all there is.
+    """
+    settings: dict[str, Any] = {"context": context, "device": device}
+    egg = draw_egg(draw, speech, stride=stride, **settings)
     closures = closures_of(egg)
     if not noises:
         return Scored(egg, closures, None)
-    drawn = [closures_of(draw_egg(draw, speech, noise=noise, **settings)) for noise in noises]
+    drawn = []
+    for index, noise in enumerate(noises):
+        offset = index * _DRAWN_STRIDE // len(noises)
+        shifted = np.pad(speech, (offset, 0))
+        found = draw_egg(draw, shifted, stride=_DRAWN_STRIDE, noise=noise, **settings)
+        drawn.append(closures_of(found[offset:]))
     return Scored(egg, closures, instant_spread(closures, drawn, reach=REACH).standard_deviation)
 
 

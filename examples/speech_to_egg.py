@@ -151,16 +151,11 @@ def draw_recorded(options: Options, path: Path, console: Console) -> None:
     assert outcome.state is not None
     network.load_state_dict(outcome.state)
     network.eval()
-    generator = torch.Generator().manual_seed(options.seed)
-    noises = [
-        torch.randn(network.code_size, generator=generator).to(options.hardware)
-        for _ in range(work.num_draws)
-    ]
     drawn = draw_with_spread(
         network.draw,
         speech,
         stride=work.test_stride,
-        noises=noises,
+        noises=experiment.noises(network),
         context=work.context,
         device=options.hardware,
     )

@@ -137,7 +137,7 @@ class EGGAutoencoder(nn.Module):
 
     def model(self, egg: torch.Tensor) -> None:
         """Codes from N(0, I), windows given them; a prior to be replaced, at weight 0."""
-        decoder = pyro.module("decoder", self.decoder)
+        decoder = pyro.module("egg_decoder", self.decoder)
         with pyro.plate("windows", len(egg)):
             law = dist.Normal(egg.new_zeros(self.code_size), 1.0).to_event(1)
             z = pyro.sample("z", law)
@@ -145,7 +145,7 @@ class EGGAutoencoder(nn.Module):
 
     def guide(self, egg: torch.Tensor) -> None:
         """The code itself."""
-        pyro.module("encoder", self.encoder)
+        pyro.module("egg_encoder", self.encoder)
         with pyro.plate("windows", len(egg)):
             pyro.sample("z", dist.Delta(self.encode(egg), event_dim=1))
 
@@ -181,6 +181,9 @@ class SpeechToEGG(nn.Module):
         Widths of dense layers.
     likelihood
         `EGGLikelihood`.
+
+    Pyro keeps parameters by name for the whole process, and would give those of one network to the
+    next: call ``pyro.clear_param_store()`` before a second one is trained.
 
     Raises
     ------

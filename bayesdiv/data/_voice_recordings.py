@@ -21,6 +21,7 @@ __all__ = [
     "load_speech_egg",
     "polarity_skewness",
     "prepare_speech_egg",
+    "read_speech",
     "read_wav",
     "split_by_speaker",
 ]
@@ -291,6 +292,44 @@ def read_wav(path: str | Path) -> tuple[np.ndarray, int]:
     if values.dtype.kind == "i":
         return values / -float(np.iinfo(values.dtype).min), rate
     return values.astype(np.float64), rate
+
+
+def read_speech(path: str | Path, rate: int = 16_000, *, channel: int | None = None) -> np.ndarray:
+    """Speech of a WAV file at ``rate`` samples a second, ``(n,)``, float32, largest magnitude 1.
+
+    Parameters
+    ----------
+    path
+        A file of any rate and sample format.
+    rate
+        Wanted, polyphase-resampled.
+    channel
+        Which one, from 0, of a file that has several.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it has several channels and none is chosen, no such channel, no sound, or values that are
+        not finite.
+    """
+    if rate != int(rate) or rate <= 2.0 * _CUTOFF:
+        raise ValueError(f"rate must be a whole number of samples above 100, got {rate!r}.")
+    values, own = read_wav(path)
+    if values.ndim == 2:
+        count = values.shape[1]
+        if channel is None and count > 1:
+            raise ValueError(f"{path} has {count} channels; choose one, channel=0 for the first.")
+        if not 0 <= (channel or 0) < count:
+            raise ValueError(f"channel must be from 0 to {count - 1} for {path}, got {channel!r}.")
+        values = values[:, channel or 0]
+    elif channel not in (None, 0):
+        raise ValueError(f"channel must be 0 or None for {path}, which has one, got {channel!r}.")
+    if not np.isfinite(values).all() or not len(values) or not values.any():
+        raise ValueError(f"{path} must hold finite sound, got NaN, infinity or silence.")
+    resampled = _resampled(values, own, int(rate))
+    return (resampled / np.abs(resampled).max()).astype(np.float32)
 
 
 def _speaker_of(name: str) -> str:

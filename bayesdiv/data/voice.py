@@ -16,6 +16,7 @@ from bayesdiv.data._voice_recordings import (
     load_speech_egg,
     polarity_skewness,
     prepare_speech_egg,
+    read_speech,
     split_by_speaker,
 )
 from bayesdiv.data._voice_timing import crossings, make_phase, make_plan, sustained_plan
@@ -29,6 +30,7 @@ __all__ = [
     "load_speech_egg",
     "polarity_skewness",
     "prepare_speech_egg",
+    "read_speech",
     "simulate_babble",
     "simulate_voices",
     "split_by_speaker",

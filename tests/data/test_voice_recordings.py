@@ -12,6 +12,7 @@ from bayesdiv.data import (
     load_speech_egg,
     polarity_skewness,
     prepare_speech_egg,
+    read_speech,
     simulate_voices,
     split_by_speaker,
 )
@@ -216,3 +217,35 @@ def test_splits_that_cannot_be_are_refused():
         split_by_speaker(recordings("a", "b"), 0)
     with pytest.raises(ValueError, match="shares must be positive and sum to 1"):
         split_by_speaker(recordings("a", "b"), 0, shares=(0.5, 0.4))
+
+
+def test_speech_of_a_file_is_one_channel_at_the_wanted_rate(tmp_path):
+    time = np.arange(44_100) / 44_100.0
+    tone = np.sin(2.0 * np.pi * 200.0 * time)
+    wavfile.write(tmp_path / "one.wav", 44_100, (0.3 * tone).astype(np.float32))
+    found = read_speech(tmp_path / "one.wav")
+    assert found.dtype == np.float32
+    assert len(found) == RATE
+    assert np.abs(found).max() == 1.0
+    expected = np.sin(2.0 * np.pi * 200.0 * np.arange(RATE) / RATE)
+    np.testing.assert_allclose(found[200:-200], expected[200:-200], atol=0.01)
+    both = np.stack([np.zeros_like(tone), tone], axis=1).astype(np.float32)
+    wavfile.write(tmp_path / "two.wav", 44_100, both)
+    np.testing.assert_allclose(read_speech(tmp_path / "two.wav", channel=1), found, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("channels", "channel", "message"),
+    [
+        (2, None, "has 2 channels; choose one"),
+        (2, 2, "channel must be from 0 to 1"),
+        (1, 1, "channel must be 0 or None"),
+        (1, None, "finite sound, got NaN, infinity or silence"),
+    ],
+)
+def test_speech_that_cannot_be_read_is_named(tmp_path, channels, channel, message):
+    wavfile.write(tmp_path / "speech.wav", RATE, np.zeros((500, channels), np.int16).squeeze())
+    with pytest.raises(ValueError, match=message):
+        read_speech(tmp_path / "speech.wav", channel=channel)
+    with pytest.raises(FileNotFoundError):
+        read_speech(tmp_path / "nothing.wav")
