@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -13,10 +14,12 @@ CRITICS = ("spectral_norm", "batch_norm_logit")
 
 
 class CodeCritic(nn.Module):
-    """A spectrally normalised perceptron with leaky units; its logit learns log p*/q of codes.
+    """A perceptron with leaky units and spectrally normalised hidden layers, of logit log p*/q.
 
-    Every layer has Lipschitz constant 1 at most, so that the logit has too and codes that lie apart
-    still get a slope. There is no batch normalisation: a logit must depend on its own row only.
+    The hidden layers have Lipschitz constant 1 at most, which keeps slopes alive where codes lie
+    apart. The output layer is free: with all of them bound, codes that lie close could not have the
+    log-ratio that they have. There is no batch normalisation: a logit must depend on its own row
+    only.
 
     Parameters
     ----------
@@ -24,15 +27,13 @@ class CodeCritic(nn.Module):
         Of the rows, context included.
     hidden
         Widths of the hidden layers.
-    scale
-        The logit is multiplied by it: its Lipschitz constant.
     seed
         Of the starting weights.
 
     Raises
     ------
     ValueError
-        If a size or the scale is not positive.
+        If a size is not positive.
 
     References
     ----------
@@ -45,27 +46,22 @@ class CodeCritic(nn.Module):
     torch.Size([5])
     """
 
-    def __init__(
-        self, dim: int, hidden: tuple[int, ...] = (64, 64), *, scale: float = 1.0, seed: int = 0
-    ) -> None:
+    def __init__(self, dim: int, hidden: tuple[int, ...] = (64, 64), *, seed: int = 0) -> None:
         super().__init__()
         for name, value in (("dim", dim), *(("hidden", width) for width in hidden)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
-        if not 0.0 < scale < float("inf"):
-            raise ValueError(f"scale must be positive and finite, got {scale!r}.")
-        self.scale = scale
-        widths = (dim, *hidden, 1)
+        widths = (dim, *hidden)
         layers: list[nn.Module] = []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+            for inputs, outputs in itertools.pairwise(widths):
                 layers += [spectral_norm(nn.Linear(inputs, outputs)), nn.LeakyReLU(_SLOPE)]
-        self.layers = nn.Sequential(*layers[:-1])
+            self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Logits ``(n,)`` of ``rows``, ``(n, dim)``."""
-        return self.scale * self.layers(rows)[:, 0]
+        return self.layers(rows)[:, 0]
 
 
 class BatchNormLogitCritic(nn.Module):

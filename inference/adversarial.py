@@ -381,10 +381,11 @@ class AdversarialInference:
         if not all_finite([found.value, *pull, *gradients]):
             what = "gradient" if all_finite([found.value]) else "divergence"
             self._refuse(what, found.value)
+        settings, decay = self.settings, self.settings.decay(self.num_steps)
         if pull:
+            optimizers["guide"].param_groups[0]["lr"] = self.weight * settings.encoder_rate * decay
             apply_gradients(optimizers["guide"], setup.guide, pull)
-        rate = self.settings.reconstruction_rate * self.settings.decay(self.num_steps)
-        optimizers["both"].param_groups[0]["lr"] = rate
+        optimizers["both"].param_groups[0]["lr"] = settings.reconstruction_rate * decay
         apply_gradients(optimizers["both"], setup.both, gradients)
 
     def _refuse(self, what: str, value: torch.Tensor) -> None:

@@ -212,8 +212,8 @@ def test_critic_steps_may_be_left_out_only_without_weight():
 def test_critic_and_probe_refuse_sizes_and_samples():
     with pytest.raises(ValueError, match="dim must be an integer of at least 1, got 0"):
         CodeCritic(0)
-    with pytest.raises(ValueError, match="scale must be positive and finite, got 0.0"):
-        CodeCritic(2, scale=0.0)
+    with pytest.raises(ValueError, match="hidden must be an integer of at least 1, got 0"):
+        CodeCritic(2, (8, 0))
     with pytest.raises(ValueError, match="num_steps must be an integer of at least 1, got 0"):
         ProbeSettings(num_steps=0)
     with pytest.raises(ValueError, match=r"q must be rows of codes, .* got shape \(3, 2\)"):
