@@ -31,7 +31,9 @@ class AdversarialSettings:
     critic_rate, encoder_rate, reconstruction_rate : float
         Adam's; the first two with moments (0.5, 0.999), the last with (0.9, 0.999).
     num_decay_steps : int or None
-        Steps over which the reconstruction's rate falls to 0 along half a cosine; None keeps it.
+        Steps over which both rates of the guide fall to 0 along half a cosine; None keeps them. If
+        the reconstruction's fell alone, as was published, the adversarial step would have the last
+        word, and undo it.
     ratio : DensityRatio
         The critic's loss, and the clamp of the log-ratio in the weights.
     probe : ProbeSettings
@@ -78,7 +80,7 @@ class AdversarialSettings:
                 )
 
     def decay(self, num_steps: int) -> float:
-        """What multiplies the reconstruction's rate after so many steps."""
+        """What multiplies the rates of guide and model after so many steps."""
         if self.num_decay_steps is None:
             return 1.0
         return 0.5 * (1.0 + math.cos(math.pi * min(1.0, num_steps / self.num_decay_steps)))
