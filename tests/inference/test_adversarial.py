@@ -80,6 +80,22 @@ def test_published_loss_is_the_default():
     assert (report.match, report.access, report.num_steps) == ("aggregate", "learned", 1)
 
 
+def test_rates_of_the_guide_fall_together():
+    """An adversarial step that went on alone would have the last word."""
+    program = Autoencoder(3, 2, prior=torch.randn(50, 2, dtype=torch.float64))
+    settings = AdversarialSettings(num_decay_steps=4)
+    routine = AdversarialInference(program.model, program.guide, settings=settings)
+    x, changes = torch.randn(30, 3, dtype=torch.float64), []
+    for _ in range(5):
+        before = [each.detach().clone() for each in program.parameters()]
+        routine.step(x)
+        changes.append(
+            [now.detach() - old for now, old in zip(program.parameters(), before, strict=True)]
+        )
+    assert all(bool((change != 0.0).all()) for change in changes[3])
+    assert all(bool((change == 0.0).all()) for change in changes[4])
+
+
 # Explicit densities
 
 
