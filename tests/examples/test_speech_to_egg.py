@@ -9,6 +9,7 @@ from example_scripts import example
 from scipy.io import wavfile
 
 from bayesdiv.data import VoiceSettings, simulate_voices
+from bayesdiv.diagnostics import epoch_metrics
 
 run = example("speech_to_egg")
 DIVERGENCES = ("softened_reverse_kl", "sliced_wasserstein")
@@ -51,19 +52,26 @@ def test_rates_are_shares_of_cycles(rows):
 def test_a_hundred_steps_draw_something_like_egg(rows):
     assert rows["regression"]["correlation"][0] > 0.5
     assert rows["regression"]["identification_rate"][0] > 0.5
-    assert rows["zero-frequency filter"]["identification_rate"][0] > 0.9
+    assert rows["zero-frequency filter"]["identification_rate"][0] > 0.8
 
 
 def test_critics_are_there_where_there_is_a_ratio(rows):
     assert "critic_loss" in rows["softened_reverse_kl"]
     assert "critic_loss" not in rows["sliced_wasserstein"]
-    assert rows["dead critic"]["critic_loss"][0] == pytest.approx(2.0 * np.log(2.0), abs=0.01)
+    chance = 2.0 * np.log(2.0)
+    assert (
+        rows["softened_reverse_kl"]["critic_loss"][0]
+        < chance
+        < rows["dead critic"]["critic_loss"][0]
+    )
     for name in ROWS[:-1]:
         assert 0.0 < rows[name]["probe_jensen_shannon"][0] < np.log(2.0) + 0.05
 
 
 def test_closures_have_deviations(rows):
-    for name in ROWS[:-1]:
+    timed = {name for name, row in rows.items() if "timing_deviation_ms" in row}
+    assert timed == {"regression", "softened_reverse_kl", "normal prior, ELBO", "stochastic guide"}
+    for name in timed:
         assert rows[name]["timing_deviation_ms"][0] > 0.0
         assert 0.0 <= rows[name]["timing_coverage_90"][0] <= 1.0
 
@@ -91,12 +99,13 @@ def test_figures_are_drawn(folder, figure):
 def test_speech_of_a_file_gets_its_egg(tmp_path):
     (voice,) = simulate_voices(5, settings=VoiceSettings(seconds=1.0, plan="sustained", f0=120.0))
     wavfile.write(tmp_path / "speech.wav", 16_000, voice.speech)
-    finished = run("--wav", str(tmp_path / "speech.wav"), "--output", str(tmp_path))
+    whole = example("speech_to_egg", "laptop")
+    finished = whole("--wav", str(tmp_path / "speech.wav"), "--output", str(tmp_path))
     assert finished.returncode == 0, finished.stderr
     rate, egg = wavfile.read(tmp_path / "speech_egg.wav")
     assert (rate, len(egg)) == (16_000, 16_000)
     table = np.genfromtxt(tmp_path / "speech_instants.csv", delimiter=",", names=True)
-    gaps = np.diff(table["closure_seconds"])
-    assert np.median(gaps) == pytest.approx(1.0 / 120.0, rel=0.1)
+    found = epoch_metrics(16_000 * table["closure_seconds"], voice.closures, 16_000)
+    assert found.identification_rate > 0.95
     assert np.nanmedian(table["standard_deviation_ms"]) > 0.0
     assert (tmp_path / "speech_egg.png").stat().st_size > 1000
