@@ -141,3 +141,23 @@ def split_batch(batch: Any, event_shape: tuple[int, ...], num_parts: int) -> lis
             f"critic step sees its own part, got {len(batch)}."
         )
     return list(batch.chunk(num_parts))
+
+
+def split_condition(
+    condition: torch.Tensor | None, batch_size: int, num_parts: int
+) -> tuple[tuple[torch.Tensor, ...], list[tuple[torch.Tensor, ...]]]:
+    """What the student's step and each critic step hand on: nothing, or their conditions."""
+    if condition is None:
+        return (), [()] * num_parts
+    if len(condition) < batch_size:
+        raise ValueError(
+            f"condition must have at least batch_size={batch_size} rows, of which the student's "
+            f"step sees the first, got {len(condition)}."
+        )
+    if len(condition) % max(num_parts, 1):
+        raise ValueError(
+            f"condition must have a multiple of num_critic_steps={num_parts} rows, of which each "
+            f"critic step sees its own part, got {len(condition)}."
+        )
+    parts = condition.chunk(num_parts) if num_parts else ()
+    return (condition[:batch_size],), [(part,) for part in parts]

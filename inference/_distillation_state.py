@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from bayesdiv.nn.conditions_torch import given
+
 
 class DistillationState:
     """Named optimisers whose parameters are the state, the student's average, the bins' means."""
@@ -98,10 +100,10 @@ class DistillationState:
                 for parameter, value in zip(parameters, now, strict=True):
                     parameter.copy_(value)
 
-    def sample(self, count: int) -> torch.Tensor:
-        """``count`` samples of the averaged student, without history."""
+    def sample(self, count: int, condition: torch.Tensor | None = None) -> torch.Tensor:
+        """``count`` samples of the averaged student, of a condition if given, without history."""
         with self.averaged_parameters(), torch.no_grad():
-            return self.student.sample(count)
+            return self.student.sample(count, *given(condition, count))
 
     def _parameters(self, name: str) -> list[torch.Tensor]:
         return [p for group in self._optimizers[name].param_groups for p in group["params"]]

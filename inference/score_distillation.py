@@ -19,6 +19,8 @@ teacher              a diffusion: ``denoise`` or ``score``      unnormalised log
 ratio                a critic's logit, or exact densities       exact, up to the evidence
 noise                a schedule of levels                       None: no noise
 ===================  =========================================  ==================================
+
+Given conditions c, all of it is of p_σ(x | c) and q_σ(x | c), averaged over the c of the batch.
 """
 
 from __future__ import annotations
@@ -36,11 +38,13 @@ from bayesdiv.inference._distillation_checks import (
     freeze,
     one_logit,
     split_batch,
+    split_condition,
 )
 from bayesdiv.inference._distillation_report import NoiseReport, WeightHistory, reports_to_arviz
 from bayesdiv.inference._distillation_settings import DistillationSettings
 from bayesdiv.inference._distillation_state import DistillationState
 from bayesdiv.inference._ratio_weights import bin_of_level, effective_sample_size, ratio_weights
+from bayesdiv.nn.conditions_torch import split_pair
 from bayesdiv.nn.noise_levels_torch import NoiseSchedule, denoising_loss, expand_sigma
 from bayesdiv.objectives import DensityRatio
 
@@ -57,13 +61,14 @@ class ScoreDistillation(DistillationState):
 
     A step is ``num_critic_steps`` updates of fake score and critic, then one of the student. The
     critic tells data from the student's samples, so that the ratio is data over student while the
-    scores are teacher over student, as published.
+    scores are teacher over student, as published. Where the batch brings a condition, every part is
+    called with it as a last argument, and else without.
 
     Parameters
     ----------
     student
-        An object with ``sample(count)``, ``(count, *event_shape)``, differentiable in the
-        parameters of ``student_optimizer``.
+        An object with ``sample(count)``, or ``sample(count, condition)``, of shape
+        ``(count, *event_shape)`` and differentiable in the parameters of ``student_optimizer``.
     student_optimizer
         A ``torch.optim`` optimiser.
     teacher
@@ -88,7 +93,7 @@ class ScoreDistillation(DistillationState):
     ------
     ValueError
         A divergence without a source of its ratio, noise beyond the teacher's range, GAN term
-        without critic, and from a step: samples, logits or data of wrong shapes.
+        without critic, and from a step: samples, logits, data or conditions of wrong shapes.
     TypeError
         A part without what is asked of it.
     FloatingPointError
@@ -149,24 +154,32 @@ class ScoreDistillation(DistillationState):
 
     # The routine's protocol
 
-    def step(self, batch: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+    def step(self, batch: Any = None) -> dict[str, torch.Tensor]:
         """Critic steps, then a student step.
 
         ``batch`` is rows of data, ``(num_critic_steps · m, *event_shape)``, for the critic, and is
-        not looked at without one. Metrics: ``weight_max`` and ``weight_ess`` of the batch's
-        weights, ``log_ratio`` its mean, ``clipped`` the share at a clamp or clip, ``dropped`` and
-        ``skipped`` counts of rows and steps, ``gradient`` the root mean square of what reaches
-        the samples; ``fake_loss``, ``critic_loss`` and ``critic_accuracy`` of the last critic step.
+        not looked at without one. With conditions it is a pair of rows, or None without a critic,
+        and as many labels or embeddings: each critic step draws samples of its own part's, the
+        student's step of the first ``batch_size``. Metrics: ``weight_max`` and ``weight_ess`` of
+        the batch's weights, ``log_ratio`` its mean, ``clipped`` the share at a clamp or clip,
+        ``dropped`` and ``skipped`` counts of rows and steps, ``gradient`` the root mean square of
+        what reaches the samples; ``fake_loss``, ``critic_loss`` and ``critic_accuracy`` of the last
+        critic step.
         """
+        rows, condition = split_pair(batch)
+        if condition is not None:
+            # Labels stay whole.
+            kind = self._like.dtype if condition.is_floating_point() else condition.dtype
+            condition = condition.to(self._like.device, kind)
+        count = self.settings.num_critic_steps if len(self._optimizers) > 1 else 0
+        own, conditions = split_condition(condition, self.settings.batch_size, count)
+        parts: list[Any] = [None] * count
+        if self.critic is not None:
+            parts = split_batch(rows, tuple(self.teacher.event_shape), count)
         found: dict[str, torch.Tensor] = {}
-        if len(self._optimizers) > 1:
-            count = self.settings.num_critic_steps
-            parts: list[Any] = [None] * count
-            if self.critic is not None:
-                parts = split_batch(batch, tuple(self.teacher.event_shape), count)
-            for rows in parts:
-                found = self._critic_step(rows)
-        found = {**found, **self._student_step()}
+        for part, its in zip(parts, conditions, strict=True):
+            found = self._critic_step(part, *its)
+        found = {**found, **self._student_step(*own)}
         self.num_steps += 1
         return found
 
@@ -180,32 +193,37 @@ class ScoreDistillation(DistillationState):
 
     # The critic's turn
 
-    def _critic_step(self, rows: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        count = self.settings.batch_size if rows is None else len(rows)
+    def _critic_step(
+        self, rows: torch.Tensor | None, *condition: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        known = [len(each) for each in (rows, *condition) if each is not None]
+        count = known[0] if known else self.settings.batch_size
         with torch.no_grad(), self._autocast():
-            x = self.student.sample(count)
+            x = self.student.sample(count, *condition)
         check_samples(x, tuple(self.teacher.event_shape), count)
         x, found = x.to(self._like.dtype), {}
         if "fake_score" in self._optimizers:
             with self._autocast():
-                loss = denoising_loss(self.fake_score, x, self._levels(count))
+                loss = denoising_loss(self.fake_score, x, self._levels(count), *condition)
             self._descend("fake_score", loss)
             found["fake_loss"] = loss.detach()
         if rows is not None:
-            found.update(self._train_critic(rows.to(self._like), x))
+            found.update(self._train_critic(rows.to(self._like), x, *condition))
         return found
 
-    def _train_critic(self, rows: torch.Tensor, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _train_critic(
+        self, rows: torch.Tensor, x: torch.Tensor, *condition: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         real, real_level = self._diffuse(rows)
         fake, fake_level = self._diffuse(x)
         with self._autocast():
-            real_logits = one_logit(self.critic(real, real_level), len(real))
-            fake_logits = one_logit(self.critic(fake, fake_level), len(fake))
+            real_logits = one_logit(self.critic(real, real_level, *condition), len(real))
+            fake_logits = one_logit(self.critic(fake, fake_level, *condition), len(fake))
             loss = self.ratio.loss(real_logits, fake_logits)
             if self.settings.r1_weight:
                 near = real + _R1_NOISE * torch.randn_like(real)
-                change = real_logits - one_logit(self.critic(near, real_level), len(real))
-                loss = loss + self.settings.r1_weight * (change**2).mean()
+                moved = one_logit(self.critic(near, real_level, *condition), len(real))
+                loss = loss + self.settings.r1_weight * ((real_logits - moved) ** 2).mean()
         self._descend("critic", loss)
         right = torch.cat([real_logits > 0, fake_logits < 0])
         self._history.add_critic(right, self._bins(torch.cat([real_level, fake_level])))
@@ -213,15 +231,15 @@ class ScoreDistillation(DistillationState):
 
     # The student's turn
 
-    def _student_step(self) -> dict[str, torch.Tensor]:
+    def _student_step(self, *condition: torch.Tensor) -> dict[str, torch.Tensor]:
         settings, count = self.settings, self.settings.batch_size
         with self._autocast():
-            x = self.student.sample(count)
+            x = self.student.sample(count, *condition)
         check_samples(x, tuple(self.teacher.event_shape), count)
         clean = x.detach().to(self._like.dtype)
         noisy, level = self._diffuse(clean)
-        direction, log_p_q = self._direction(clean, noisy, level)
-        log_ratio, clipped, pull = self._log_ratio(noisy, level, log_p_q)
+        direction, log_p_q = self._direction(clean, noisy, level, *condition)
+        log_ratio, clipped, pull = self._log_ratio(noisy, level, log_p_q, *condition)
         keep = log_ratio.isfinite() & direction.flatten(1).isfinite().all(1)
         log_ratio = torch.where(keep, log_ratio, torch.zeros_like(log_ratio))
         weights, log_means, bins = self._weights(log_ratio, level, keep)
@@ -251,34 +269,42 @@ class ScoreDistillation(DistillationState):
         }
 
     def _direction(
-        self, clean: torch.Tensor, noisy: torch.Tensor, level: torch.Tensor
+        self,
+        clean: torch.Tensor,
+        noisy: torch.Tensor,
+        level: torch.Tensor,
+        *condition: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Scaled difference of scores, teacher less student, and log p/q where it comes along."""
         with torch.no_grad(), self._autocast():
             if self.settings.scaling == "teacher_residual":
-                target = self.teacher.denoise(noisy, level).to(clean.dtype)
-                own = self.fake_score.denoise(noisy, level).to(clean.dtype)
+                target = self.teacher.denoise(noisy, level, *condition).to(clean.dtype)
+                own = self.fake_score.denoise(noisy, level, *condition).to(clean.dtype)
                 residual = (clean - target).abs().flatten(1).mean(1) + _LEAST_RESIDUAL
                 return (target - own) / (expand_sigma(residual, clean) * clean[0].numel()), None
             found, logs = [], []
             for part in (self.teacher, self.fake_score):
                 if hasattr(part, "score_and_log_prob"):
-                    score, log_prob = part.score_and_log_prob(noisy, level)
+                    score, log_prob = part.score_and_log_prob(noisy, level, *condition)
                     logs.append(log_prob)
                 else:
-                    score = part.score(noisy, level)
+                    score = part.score(noisy, level, *condition)
                 found.append(score.to(clean.dtype))
             return found[0] - found[1], logs[0] - logs[1] if len(logs) == 2 else None
 
     def _log_ratio(
-        self, noisy: torch.Tensor, level: torch.Tensor, log_p_q: torch.Tensor | None
+        self,
+        noisy: torch.Tensor,
+        level: torch.Tensor,
+        log_p_q: torch.Tensor | None,
+        *condition: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """l, the share of it that was bounded, and the GAN term's slope in the noisy rows."""
         settings, pull = self.settings, None
         if self.critic is not None:
             with torch.set_grad_enabled(settings.gan_weight > 0.0), self._autocast():
                 moved = noisy.requires_grad_(settings.gan_weight > 0.0)
-                logits = one_logit(self.critic(moved, level), len(noisy))
+                logits = one_logit(self.critic(moved, level, *condition), len(noisy))
                 if settings.gan_weight:
                     (pull,) = torch.autograd.grad(softplus(-logits).mean(), moved)
             read = self.ratio.log_ratio(logits.detach())
@@ -291,8 +317,8 @@ class ScoreDistillation(DistillationState):
             log_ratio, share = log_p_q, noisy.new_zeros(())
             if log_ratio is None:
                 with torch.no_grad():
-                    log_ratio = self.teacher.log_prob(noisy, level)
-                    log_ratio = log_ratio - self.fake_score.log_prob(noisy, level)
+                    log_p = self.teacher.log_prob(noisy, level, *condition)
+                    log_ratio = log_p - self.fake_score.log_prob(noisy, level, *condition)
         clip = settings.clip_for(exact=self.critic is None)
         if clip is not None:
             low, high = (float(np.log(bound)) for bound in clip)

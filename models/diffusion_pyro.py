@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 
+from bayesdiv.nn.conditions_torch import given
 from bayesdiv.nn.noise_levels_torch import NoiseSchedule
 
 __all__ = ["diffusion_model"]
@@ -17,6 +18,7 @@ def diffusion_model(
     teacher: Any,
     data: torch.Tensor | None = None,
     *,
+    condition: torch.Tensor | None = None,
     count: int | None = None,
     num_steps: int = 18,
     schedule: NoiseSchedule | None = None,
@@ -39,8 +41,10 @@ def diffusion_model(
         An object with ``denoise(x, sigma)`` and ``event_shape``, and ``schedule`` unless given.
     data
         Rows that are observed, ``(n, *event_shape)``.
+    condition
+        A third argument of ``denoise``, with as many rows; None for none.
     count
-        Rows in the plate ``rows``; those of ``data`` if None, else 1.
+        Rows in the plate ``rows``; those of ``data`` or of ``condition`` if None, else 1.
     num_steps
         N.
     schedule
@@ -54,7 +58,7 @@ def diffusion_model(
     Raises
     ------
     ValueError
-        If ``count`` and ``data`` do not agree.
+        If ``count``, ``data`` and ``condition`` do not agree.
 
     References
     ----------
@@ -62,7 +66,9 @@ def diffusion_model(
     """
     if data is not None and count not in (None, len(data)):
         raise ValueError(f"count must be the number of rows of data, {len(data)}, got {count}.")
-    rows = count if data is None else len(data)
+    rows = next((len(each) for each in (data, condition) if each is not None), 1)
+    rows = rows if count is None else count
+    known = given(condition, rows)
     shape = tuple(teacher.event_shape)
     levels = (teacher.schedule if schedule is None else schedule).levels(num_steps)[:-1].tolist()
     like = torch.empty(0) if data is None else data
@@ -70,13 +76,14 @@ def diffusion_model(
     def normal(mean: torch.Tensor, scale: float) -> Any:
         return dist.Normal(mean, mean.new_tensor(scale)).to_event(len(shape))
 
-    with pyro.plate("rows", 1 if rows is None else rows, dim=-1):
+    with pyro.plate("rows", rows, dim=-1):
         spread = (levels[0] ** 2 + getattr(teacher, "sigma_data", 0.0) ** 2) ** 0.5
         start = torch.zeros(shape, dtype=like.dtype, device=like.device)
         x = pyro.sample("state_0", normal(start, spread))
         for index, (level, following) in enumerate(zip(levels, levels[1:], strict=False), 1):
-            clean = teacher.denoise(x, level)
+            clean = teacher.denoise(x, level, *known)
             share = (following / level) ** 2
             scale = following * (1.0 - share) ** 0.5
             x = pyro.sample(f"state_{index}", normal(clean + share * (x - clean), scale))
-        return pyro.sample("data", normal(teacher.denoise(x, levels[-1]), levels[-1]), obs=data)
+        clean = teacher.denoise(x, levels[-1], *known)
+        return pyro.sample("data", normal(clean, levels[-1]), obs=data)

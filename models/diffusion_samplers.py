@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from bayesdiv.nn.conditions_torch import given
 from bayesdiv.nn.noise_levels_torch import NoiseSchedule
 
 __all__ = ["sample_diffusion"]
@@ -15,6 +16,7 @@ __all__ = ["sample_diffusion"]
 def sample_diffusion(
     teacher: Any,
     count: int,
+    condition: torch.Tensor | None = None,
     *,
     num_steps: int = 18,
     churn: float = 0.0,
@@ -28,6 +30,8 @@ def sample_diffusion(
     ----------
     teacher
         An object with ``denoise(x, sigma)`` and ``event_shape``, and ``schedule`` unless given.
+    condition
+        A third argument of ``denoise``, of ``count`` rows; None for none.
     num_steps
         N noise levels; 2N − 1 passes.
     churn
@@ -43,7 +47,7 @@ def sample_diffusion(
     Raises
     ------
     ValueError
-        ``count`` or ``num_steps`` below 1, or ``churn`` negative.
+        ``count`` or ``num_steps`` below 1, ``churn`` negative, or a condition of other rows.
 
     References
     ----------
@@ -53,6 +57,7 @@ def sample_diffusion(
         raise ValueError(f"count must be a whole number of at least 1, got {count!r}.")
     if not churn >= 0.0:
         raise ValueError(f"churn must be at least 0, got {churn!r}.")
+    known = given(condition, count)
     levels = (teacher.schedule if schedule is None else schedule).levels(num_steps).tolist()
     like = torch.empty(0) if like is None else like
     x = levels[0] * torch.randn(count, *teacher.event_shape, dtype=like.dtype, device=like.device)
@@ -62,10 +67,10 @@ def sample_diffusion(
         if rise:
             added = (raised**2 - level**2) ** 0.5 * noise_scale
             x = x + added * torch.randn_like(x)
-        slope = (x - teacher.denoise(x, raised)) / raised
+        slope = (x - teacher.denoise(x, raised, *known)) / raised
         moved = x + (following - raised) * slope
         if following:
-            there = (moved - teacher.denoise(moved, following)) / following
+            there = (moved - teacher.denoise(moved, following, *known)) / following
             moved = x + (following - raised) * 0.5 * (slope + there)
         x = moved
     return x

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from bayesdiv.nn.conditions_torch import given
+
 __all__ = ["NoiseSchedule", "denoising_loss", "expand_sigma"]
 
 
@@ -95,15 +97,23 @@ def expand_sigma(sigma: Any, x: torch.Tensor, *, may_be_zero: bool = False) -> t
     return levels.expand(len(x)).reshape(-1, *(1,) * (x.ndim - 1))
 
 
-def denoising_loss(denoiser: Any, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+def denoising_loss(
+    denoiser: Any, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor | None = None
+) -> torch.Tensor:
     r"""A denoiser's mean squared error, least where D(x_σ, σ) = E[x given x_σ].
 
     .. math:: E\big[(σ^{-2} + σ_d^{-2})\, |D(x + σε, σ) - x|^2/\mathrm{dim}\big]
 
     ``denoiser`` is called as ``denoiser(x, sigma)`` and may have ``sigma_data``; ``x`` is
-    ``(n, *event)`` and ``sigma`` ``(n,)``. Karras et al. (2022), equation 8.
+    ``(n, *event)`` and ``sigma`` ``(n,)``. A ``condition``, ``(n, …)``, is a third argument, for
+    which the least is at E[x given x_σ and c]. Karras et al. (2022), equation 8.
+
+    Raises
+    ------
+    ValueError
+        Levels or a condition that do not fit the rows.
     """
-    wide = expand_sigma(sigma, x)
-    found = denoiser(x + wide * torch.randn_like(x), sigma)
+    wide, known = expand_sigma(sigma, x), given(condition, len(x))
+    found = denoiser(x + wide * torch.randn_like(x), sigma, *known)
     weight = sigma**-2 + getattr(denoiser, "sigma_data", 0.5) ** -2
     return (weight * ((found - x) ** 2).flatten(1).mean(1)).mean()
