@@ -157,9 +157,9 @@ class GuidedDenoiser(nn.Module):
 
     .. math:: D_γ(x, σ, c) = D(x, σ, c) + (γ - 1)\,(D(x, σ, c) - D(x, σ, ∅))
 
-    has the score of p_σ(x | c)^γ p_σ(x)^{1−γ} at each level, which is of no diffused law unless
-    γ = 1. In distillation it is the teacher only: fake score and student learn the student's law,
-    and start from the bare teacher.
+    has the score of p_σ(x | c)^γ p_σ(x)^{1−γ} at each level; these are in general not the levels of
+    any one law. In distillation it is the teacher only: fake score and student learn the student's
+    law, and start from the bare teacher, which also has the features for a critic.
 
     Parameters
     ----------
@@ -197,7 +197,8 @@ class GuidedDenoiser(nn.Module):
         self.guidance = float(guidance)
         self.event_shape = tuple(teacher.event_shape)
         self.schedule = teacher.schedule
-        self.register_buffer("null_condition", torch.as_tensor(null_condition), persistent=False)
+        null = torch.as_tensor(null_condition).detach()
+        self.register_buffer("null_condition", null, persistent=False)
         self.requires_grad_(requires_grad=False).eval()
 
     def denoise(
