@@ -70,7 +70,7 @@ class Preset:
     code_size: int = 24
     num_autoencoder_steps: int = 750
     num_steps: int = 1300
-    encoder_rate: float = 5e-4
+    encoder_rate: float = 4e-4
     num_draws: int = 8
     num_probed: int = 2048
     context: int = 0
