@@ -61,6 +61,7 @@ def moments(mcmc):
     return parts, least
 
 
+@pytest.mark.slow
 def test_sghmc_finds_the_posterior_of_nuts():
     pyro.set_rng_seed(0)
     expected, num_effective = moments(run(NUTS(groups, max_tree_depth=5), 600, 200))

@@ -123,6 +123,8 @@ def test_mean_field_has_the_conditional_scales(mean_field):
     assert str(mean_field).startswith("mean_field guide, reverse_kl, 2 restarts: ")
 
 
+# Here and below, what is slow are whole fits whose like Pyro has in the quick suite.
+@pytest.mark.slow
 def test_mass_covering_is_wider_than_reverse_kl():
     # Correlation 0.9: the two optima differ by a factor that restarts cannot blur.
     def model():
@@ -137,6 +139,7 @@ def test_mass_covering_is_wider_than_reverse_kl():
     assert np.all(scale < 1.0)
 
 
+@pytest.mark.slow
 def test_psis_resample_repairs_what_mean_field_misses():
     def model():
         covariance = jnp.array([[1.0, 0.6], [0.6, 1.0]])
@@ -173,7 +176,11 @@ def test_a_result_pickles_and_still_draws(full_rank):
 def test_single_precision_settings_do_not_matter(full_rank):
     with jax.enable_x64(new_val=False):
         result = fit(
-            regression, X.astype(np.float32), jnp.asarray(Y, jnp.float32), progress_bar=False
+            regression,
+            X.astype(np.float32),
+            jnp.asarray(Y, jnp.float32),
+            num_restarts=1,
+            progress_bar=False,
         )
         assert jnp.ones(1).dtype == jnp.float32
         draws = result.predictive(X.astype(np.float32), None, num_samples=2)["y"]

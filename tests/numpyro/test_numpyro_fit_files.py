@@ -34,12 +34,21 @@ def test_a_seed_is_a_number_or_a_key():
     assert key.seed == _as_number(jax.random.PRNGKey(3)) != _as_number(jax.random.key(4))
 
 
-def test_an_interrupted_fit_resumes_to_the_same_numbers(tmp_path, monkeypatch):
-    options = {"objective": "jensen_shannon", "guide": "mean_field", "progress_bar": False}
+# With a warm start and restarts it takes three whole fits.
+@pytest.mark.parametrize(
+    ("limits", "options"),
+    [
+        ((2,), {"max_steps": 200}),
+        pytest.param((2, 11), {"objective": "jensen_shannon"}, marks=pytest.mark.slow),
+    ],
+    ids=["one_stage", "two_stages"],
+)
+def test_an_interrupted_fit_resumes_to_the_same_numbers(limits, options, tmp_path, monkeypatch):
+    options = {"guide": "mean_field", "progress_bar": False, **options}
     whole = fit(normal_mean, Y_SMALL, **options)
     path = tmp_path / "fit.pickle"
     update = _progress.FitProgress.update
-    for limit in (2, 11):
+    for limit in limits:
         seen = []
 
         def stop(self, *args, seen=seen, limit=limit):

@@ -67,7 +67,9 @@ def gamma_guide(y):
 
 
 class TestOwnGuide:
-    @pytest.mark.parametrize("name", ["reverse_kl", "forward_kl"])
+    @pytest.mark.parametrize(
+        "name", ["reverse_kl", pytest.param("forward_kl", marks=pytest.mark.slow)]
+    )
     def test_a_function_with_constrained_parameters(self, name):
         y = np.array([2, 3, 1])
         result = fit(positive_model, y, guide=gamma_guide, objective=name, progress_bar=False)

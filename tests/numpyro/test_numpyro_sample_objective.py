@@ -15,6 +15,7 @@ from scipy.special import ndtri
 from bayesdiv.numpyro import objective
 from bayesdiv.numpyro._sample_objective import SampleObjective
 
+KEY = jax.random.key(0)
 DATA = jnp.array([0.4, 1.9, 1.1, 2.3, 0.8])
 POSTERIOR_SD = (1 / (0.25 + len(DATA))) ** 0.5
 POSTERIOR_MEAN = float(DATA.sum()) * POSTERIOR_SD**2
@@ -112,15 +113,11 @@ def test_ways_to_map_over_particles_agree_and_the_loss_is_pure():
     found = []
     for vectorize in (True, False):
         loss = objective("energy_distance", num_particles=6, vectorize_particles=vectorize)
-        found.append(
-            jax.jit(
-                jax.value_and_grad(
-                    lambda params, loss=loss: loss.loss(
-                        jax.random.key(0), params, normal_model, _mean_field, DATA
-                    )
-                )
-            )(PARAMS)
-        )
+
+        def value(params, loss=loss):
+            return loss.loss(KEY, params, normal_model, _mean_field, DATA)
+
+        found.append(jax.jit(jax.value_and_grad(value))(PARAMS))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8), *found)
 
 
@@ -129,23 +126,28 @@ def test_warm_start_is_reverse_kl_on_the_given_particles():
     guide = loss.stateful(_mean_field)
     plain = objective("reverse_kl", num_particles=4)
 
-    def step(number, key, each, guide):
-        state = {"bayesdiv_state": {"step": jnp.array(number)}}
-        return jax.value_and_grad(
-            lambda params: each.loss(key, {**params, **state}, normal_model, guide, DATA)
-        )(PARAMS)
+    def stepper(each, guide):
+        def value(params, number):
+            state = {"bayesdiv_state": {"step": number}}
+            return each.loss(jax.random.key(2), {**params, **state}, normal_model, guide, DATA)
 
-    first = step(0, jax.random.key(2), loss, guide)
-    reference = step(0, jax.random.key(2), plain, _mean_field)
+        return jax.jit(jax.value_and_grad(value))
+
+    step = stepper(loss, guide)
+    first = step(PARAMS, jnp.array(0))
+    reference = stepper(plain, _mean_field)(PARAMS, jnp.array(0))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), first, reference)
-    assert float(step(1, jax.random.key(2), loss, guide)[0]) < 1.0 < float(first[0])
+    assert float(step(PARAMS, jnp.array(1))[0]) < 1.0 < float(first[0])
 
 
 def test_stateless_learnt_slices_start_afresh():
     loss = objective("max_sliced_wasserstein", num_particles=8, num_steps=2, num_starts=2)
-    result = loss.loss_with_mutable_state(
-        jax.random.key(0), PARAMS, normal_model, _mean_field, DATA
-    )
+
+    @jax.jit
+    def evaluate(params):
+        return loss.loss_with_mutable_state(KEY, params, normal_model, _mean_field, DATA)
+
+    result = evaluate(PARAMS)
     assert result["mutable_state"] is None
     assert np.isfinite(result["loss"])
 
@@ -186,9 +188,13 @@ def test_model_parameters_get_the_wake_gradient():
 
     loss = objective("energy_distance", num_particles=5, vectorize_particles=False)
     params = {"location": jnp.array(0.5), "scale": jnp.array(1.5)}
-    gradient = jax.grad(
-        lambda scale: loss.loss(jax.random.key(3), {**params, "scale": scale}, model, recording)
-    )(jnp.array(1.5))
+
+    @jax.jit
+    @jax.grad
+    def slope(scale):
+        return loss.loss(jax.random.key(3), {**params, "scale": scale}, model, recording)
+
+    gradient = slope(jnp.array(1.5))
     jax.effects_barrier()
     draws = jnp.array(sorted(set(drawn)))
     assert len(draws) == 5
@@ -234,24 +240,32 @@ def _point(data, mask=None):
 
 
 def test_masks_priors_and_context_in_data_space():
-    def loss(data, mask=None, **options):
+    def loss_of(**options):
         each = objective("energy_distance", space="data", num_particles=3, **options)
-        return float(each.loss(jax.random.key(0), {}, location_scale, _point, data, mask))
 
-    mask = jnp.arange(43) < 40
+        @jax.jit
+        def loss(data, mask=None):
+            return each.loss(KEY, {}, location_scale, _point, data, mask)
+
+        return loss
+
+    loss = loss_of()
+    mask, all_rows = jnp.arange(43) < 40, jnp.arange(43) < 43
     missing = jnp.concatenate([SAMPLE, jnp.full(3, jnp.nan)])
     outliers = jnp.concatenate([SAMPLE, jnp.full(3, 99.0)])
     assert loss(missing, mask) == loss(outliers, mask)
-    assert loss(outliers) > 3.0 * loss(outliers, mask)
+    assert loss(outliers, all_rows) > 3.0 * loss(outliers, mask)
 
+    plain = float(loss(SAMPLE))
     log_prior = dist.Normal(0.0, 5.0).log_prob(1.5) + dist.LogNormal(0.0, 1.0).log_prob(0.7)
-    assert loss(SAMPLE, prior_scale=0.3) - loss(SAMPLE) == pytest.approx(-0.3 * float(log_prior))
+    assert loss_of(prior_scale=0.3)(SAMPLE) - plain == pytest.approx(-0.3 * float(log_prior))
 
     context = np.linspace(0.0, 1.0, 40)[:, None]
-    joined = loss(SAMPLE, context=context)
+    joined = float(loss_of(context=context)(SAMPLE))
     # Sorted outcomes go with the covariate and drawn ones do not.
-    assert joined > 2.0 * loss(SAMPLE)
-    assert loss(SAMPLE, context=lambda data, mask: jnp.asarray(context)) == joined
+    assert joined > 2.0 * plain
+    found = loss_of(context=lambda data, mask: jnp.asarray(context))(SAMPLE)
+    assert float(found) == pytest.approx(joined, rel=1e-12)
 
 
 # "codes"
@@ -314,7 +328,7 @@ def test_codes_loss_is_reconstruction_plus_penalty_for_each_datum():
 
     def loss(guide, penalty):
         each = objective("wasserstein", space="codes", penalty=penalty, num_particles=2)
-        return float(each.loss(jax.random.key(0), {}, model, guide, rows))
+        return float(jax.jit(each.loss, static_argnums=(2, 3))(KEY, {}, model, guide, rows))
 
     log_likelihood = dist.Normal(0.2, 0.5).log_prob(rows).sum()
     expected = -5.0 * float(log_likelihood) - float(dist.Normal(0.0, 1.0).log_prob(0.2))
@@ -351,6 +365,10 @@ def _prior_only(data):
     numpyro.sample("mean", dist.Normal(0.0, 1.0))
 
 
+WRONG_REFERENCE = {"reference": {"mean": jnp.zeros((7, 3))}}
+WRONG_CONTEXT = {"space": "data", "context": np.zeros((3, 1))}
+
+
 @pytest.mark.parametrize(
     ("model", "guide", "arguments", "message"),
     [
@@ -359,18 +377,8 @@ def _prior_only(data):
         (normal_model, _mean_field, {"space": "codes"}, "needs a latent site and an observed site"),
         (_local, _local_guide, {}, "'mean' stands in plate 'n', of which 2 of 5 are subsampled"),
         (_prior_only, _mean_field, {"space": "data"}, "the model has none"),
-        (
-            normal_model,
-            _mean_field,
-            {"reference": {"mean": jnp.zeros((7, 3))}},
-            r"reference\['mean'\] must have shape",
-        ),
-        (
-            normal_model,
-            _mean_field,
-            {"space": "data", "context": np.zeros((3, 1))},
-            r"context must have shape \(5, c\)",
-        ),
+        (normal_model, _mean_field, WRONG_REFERENCE, r"reference\['mean'\] must have shape"),
+        (normal_model, _mean_field, WRONG_CONTEXT, r"context must have shape \(5, c\)"),
         (normal_model, _mean_field, {"warmup": 3}, r"keeps the step of its warm start.*stateful"),
     ],
 )

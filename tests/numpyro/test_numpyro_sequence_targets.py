@@ -130,7 +130,14 @@ def optimum(target, name, logits):
     return value(best)
 
 
-@pytest.mark.parametrize("name", NAMES)
+# The gradients of all of them have their own test; whole fits of the others are slow.
+FITTED = ("reverse_kl", "forward_kl", "jensen_shannon", "total_variation")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in FITTED else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
+)
 def test_svi_finds_the_best_chain(name):
     target = preference(1.0)
     loss = objective(name, gradient="score", normalizer="running", num_particles=400)
@@ -151,14 +158,21 @@ def test_svi_finds_the_best_chain(name):
     assert -1e-9 < float(found - best) < 0.02 * float(start)
 
 
-def test_posterior_of_a_hidden_chain_and_its_evidence():
-    emission = jnp.array([[0.7, 0.2, 0.1], [0.2, 0.2, 0.6], [0.1, 0.6, 0.3]])
-    observations = jnp.array([0, 2, 1])
-    target = hidden_markov_target(INITIAL, TRANSITION, emission, observations)
-    forward = INITIAL * emission[:, observations[0]]
-    for seen in observations[1:]:
-        forward = (forward @ TRANSITION) * emission[:, seen]
+EMISSION = jnp.array([[0.7, 0.2, 0.1], [0.2, 0.2, 0.6], [0.1, 0.6, 0.3]])
+OBSERVATIONS = jnp.array([0, 2, 1])
+
+
+def test_evidence_of_a_hidden_chain():
+    target = hidden_markov_target(INITIAL, TRANSITION, EMISSION, OBSERVATIONS)
+    forward = INITIAL * EMISSION[:, OBSERVATIONS[0]]
+    for seen in OBSERVATIONS[1:]:
+        forward = (forward @ TRANSITION) * EMISSION[:, seen]
     assert float(target.log_normalizer()) == pytest.approx(float(jnp.log(forward.sum())), abs=1e-12)
+
+
+@pytest.mark.slow
+def test_posterior_of_a_hidden_chain_and_its_evidence():
+    target = hidden_markov_target(INITIAL, TRANSITION, EMISSION, OBSERVATIONS)
     loss = objective("jensen_shannon", gradient="score", normalizer="running", num_particles=300)
     svi = SVI(target.model, loss.stateful(target.guide), numpyro.optim.Adam(0.03), loss)
     result = svi.run(jax.random.key(0), 300, progress_bar=False)

@@ -127,6 +127,8 @@ def test_a_run_pickles_and_goes_on(whole, halves):
     assert_ends_like(again, whole)
 
 
+# Pyro's test of the same kills a process in the quick suite too.
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_numbers(whole, halves, tmp_path):
     script = textwrap.dedent(f"""
         import importlib.util, os, pickle, signal, sys
