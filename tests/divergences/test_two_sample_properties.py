@@ -1,5 +1,7 @@
 """Properties of every two-sample member on generated samples, with POT as the oracle."""
 
+import functools
+
 import jax
 import numpy as np
 import ot
@@ -53,16 +55,19 @@ def key(backend):
     return 0 if backend == "torch" else jax.random.key(0)
 
 
-def evaluate(divergence, backend, x, y, a, b):
-    return float(
-        divergence(
-            make_array(backend, x),
-            make_array(backend, y),
-            x_weights=make_array(backend, a),
-            y_weights=make_array(backend, b),
-            rng=key(backend),
-        )
-    )
+@functools.lru_cache
+def function_of(divergence, backend):
+    """Of samples, weights and rng; in JAX compiled, as loops otherwise are at every call."""
+
+    def value(x, y, a, b, rng):
+        return divergence(x, y, x_weights=a, y_weights=b, rng=rng)
+
+    return value if backend == "torch" else jax.jit(value)
+
+
+def evaluate(divergence, backend, *sample):
+    arrays = (make_array(backend, part) for part in sample)
+    return float(function_of(divergence, backend)(*arrays, key(backend)))
 
 
 @given(sample=weighted_clouds(), order=st.sampled_from([1.0, 2.0]))
@@ -89,14 +94,25 @@ def test_sliced_transport_is_the_library_value(backend, sample, order):
     assert float(found) ** order == pytest.approx(expected**order, abs=1e-10)
 
 
+@functools.lru_cache
+def regularized(backend):
+    def value(x, y, a, b, epsilon):
+        divergence = Sinkhorn(epsilon=epsilon, debias=False, tolerance=1e-10)
+        return divergence(x, y, x_weights=a, y_weights=b)
+
+    if backend == "jax":
+        return jax.jit(value)
+    return lambda *sample: value(*sample[:-1], float(sample[-1]))
+
+
 @given(sample=weighted_clouds(), fraction=st.sampled_from([0.2, 1.0]))
 @settings(max_examples=30)
 def test_sinkhorn_is_the_library_value(backend, sample, fraction):
     x, y, a, b = sample
     # In units of the largest cost: ties on the grid converge slowly, in either library, below that.
     epsilon = fraction * max(1.0, float(ot.dist(x, y).max()))
-    divergence = Sinkhorn(epsilon=epsilon, debias=False, tolerance=1e-10)
-    found = evaluate(divergence, backend, x, y, a, b)
+    arrays = (make_array(backend, part) for part in (x, y, a, b, np.asarray(epsilon)))
+    found = float(regularized(backend)(*arrays))
     kept_a, kept_b = a > 0, b > 0
     cost = ot.dist(x[kept_a], y[kept_b])
     plan = ot.sinkhorn(
