@@ -68,7 +68,7 @@ def test_a_row_depends_on_its_own_label(name):
     # That of no class is an input like the others.
     assert not torch.allclose(found[0], found[2])
     torch.testing.assert_close(found[0], found[3])
-    turned = network(x, noise, LABELS.flip(0).to(torch.int32)).flip(0)
+    turned = network(x, noise, LABELS.flip(0).to(torch.uint8)).flip(0)
     torch.testing.assert_close(turned, found)
     if hasattr(network, "features"):
         features = network.features(x, noise, LABELS)
