@@ -12,8 +12,8 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 os.environ["MPLBACKEND"] = "Agg"
-# Most of the time goes into compiling. What one worker, or an earlier run, has compiled is read from
-# files, whose names hold the program, its options and the compiler's version.
+# Most of the time goes into compiling. What the other worker, or an earlier run, has compiled is
+# read from files, whose names are hashes of the program, its options and the compiler's version.
 _CACHE = Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
