@@ -13,6 +13,16 @@ import pyro
 import pyro.distributions as dist
 import torch
 from accelerate import Accelerator
+from speech_egg_presets import (
+    DEAD,
+    NORMAL,
+    PUBLISHED,
+    REGRESSION,
+    STOCHASTIC,
+    TIMED,
+    ZERO_FREQUENCY,
+    Preset,
+)
 from speech_egg_problem import (
     CONDITIONS,
     RATE,
@@ -30,7 +40,7 @@ from speech_egg_problem import (
 )
 
 from bayesdiv.data.voice import Utterance
-from bayesdiv.divergences import FDivergence, SlicedWasserstein, get_divergence
+from bayesdiv.divergences import SlicedWasserstein
 from bayesdiv.inference.adversarial import (
     AdversarialInference,
     AdversarialSettings,
@@ -39,76 +49,6 @@ from bayesdiv.inference.adversarial import (
 )
 from bayesdiv.models.speech_egg import EGGAutoencoder, SpeechToEGG
 from bayesdiv.training import train
-
-REGRESSION, DEAD, NORMAL, STOCHASTIC, ZERO_FREQUENCY = (
-    "regression",
-    "dead critic",
-    "normal prior, ELBO",
-    "stochastic guide",
-    "zero-frequency filter",
-)
-# The published loss, and that of rows which are not about the divergence.
-PUBLISHED = "softened_reverse_kl"
-# Rows whose closures get standard deviations: the divergences differ in them by nothing of note.
-_TIMED = (REGRESSION, PUBLISHED, NORMAL, STOCHASTIC)
-
-
-@dataclass(frozen=True)
-class Preset:
-    """How much work. Steps are minibatches; ``num_draws`` are of the guide, for uncertainty."""
-
-    num_seeds: int
-    conditions: tuple[str, ...] = ("clean", "noise", "shift")
-    num_training: int = 60
-    num_test: int = 16
-    seconds: float = 2.5
-    stride: int = 8
-    test_stride: int = 8
-    batch_size: int = 256
-    # The published 100 numbers are more than a window of EGG has, and a critic finds those that no
-    # window uses.
-    code_size: int = 24
-    num_autoencoder_steps: int = 750
-    num_steps: int = 1300
-    encoder_rate: float = 4e-4
-    num_draws: int = 8
-    num_probed: int = 2048
-    context: int = 0
-    convolutional: bool = False
-    mixed_precision: str = "no"
-
-
-PRESETS = {
-    "quick": Preset(
-        num_seeds=1,
-        conditions=("clean",),
-        num_training=8,
-        num_test=2,
-        seconds=1.2,
-        stride=16,
-        test_stride=16,
-        batch_size=128,
-        code_size=12,
-        num_autoencoder_steps=100,
-        num_steps=100,
-        num_draws=3,
-        num_probed=512,
-    ),
-    "laptop": Preset(num_seeds=3),
-    "gpu": Preset(
-        num_seeds=3,
-        num_training=2400,
-        num_test=64,
-        seconds=3.0,
-        stride=2,
-        batch_size=4096,
-        num_autoencoder_steps=5000,
-        num_steps=20_000,
-        num_draws=32,
-        context=300,
-        convolutional=True,
-    ),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,17 +72,6 @@ class Outcome:
     example: Example | None = None
     windows: tuple[np.ndarray, np.ndarray] | None = None
     state: dict[str, Any] | None = None
-
-
-def variants_of(condition: str, divergences: Sequence[str]) -> list[str]:
-    """Every divergence where nothing is hard; the published loss beside its baselines elsewhere."""
-    main = [name for name in divergences if name == PUBLISHED] or list(divergences[:1])
-    if condition == "clean":
-        return [REGRESSION, *divergences, DEAD, NORMAL, STOCHASTIC]
-    if condition == "recordings":
-        return [STOCHASTIC]
-    # Noise is what uncertainty is for, and a shift what an informative prior may help against.
-    return [REGRESSION, *main, STOCHASTIC if condition == "noise" else NORMAL]
 
 
 class Experiment:
@@ -286,7 +215,7 @@ class Experiment:
         plain = [self._draw(network, each, []) for each in self.corpus.test]
         speed = self._seconds(self.corpus.test) / max(time.process_time() - began, 1e-6)
         drawn, final = plain, {**score(plain, self.corpus.test), "times_real_time": speed}
-        if row in _TIMED:
+        if row in TIMED:
             drawn = [self._draw(network, each, noises) for each in self.corpus.test]
             final |= self._calibration(network, drawn, noises)
         probe = self._probe(routine)
@@ -396,9 +325,3 @@ class _EggOnly:
 
     def __iter__(self) -> Any:
         return (egg for _, egg in self.pairs)
-
-
-def is_learnable(name: str) -> bool:
-    """Whether codes can be matched under the divergence: through a critic or by samples."""
-    divergence = get_divergence(name)
-    return not isinstance(divergence, FDivergence) or divergence.has_path_gradient

@@ -11,15 +11,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 from scipy.io import wavfile
-from speech_egg_experiment import (
-    DEAD,
-    PUBLISHED,
-    REGRESSION,
-    STOCHASTIC,
-    ZERO_FREQUENCY,
-    Outcome,
-)
+from speech_egg_experiment import Outcome
 from speech_egg_figures import draw_timing, draw_waveform
+from speech_egg_presets import DEAD, PUBLISHED, REGRESSION, STOCHASTIC, ZERO_FREQUENCY
 from speech_egg_problem import CONDITIONS, RATE
 
 from bayesdiv.diagnostics._container import build_container

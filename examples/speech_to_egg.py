@@ -24,17 +24,16 @@ import tyro
 from processes import cpu_seconds, executor
 from rich.console import Console
 from rich.progress import Progress
-from speech_egg_experiment import (
+from speech_egg_experiment import Experiment, Outcome
+from speech_egg_figures import draw_recording
+from speech_egg_presets import (
     PRESETS,
     STOCHASTIC,
     ZERO_FREQUENCY,
-    Experiment,
-    Outcome,
     Preset,
     is_learnable,
     variants_of,
 )
-from speech_egg_figures import draw_recording
 from speech_egg_problem import CONDITIONS, RATE, draw_with_spread
 from speech_egg_report import report, write_wav
 
