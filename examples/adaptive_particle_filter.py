@@ -11,10 +11,9 @@ answers and on two years of the S&P 500: weights, spread of the log-evidence, an
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +36,7 @@ from adaptive_filter_experiment import (
     rows_of,
 )
 from adaptive_filter_report import report
+from processes import executor
 from rich.console import Console
 from rich.progress import Progress
 
@@ -67,6 +67,7 @@ class Options:
     num_runs: int | None = None
     """Independent runs of each filter; the preset's number by default."""
     processes: int = 2
+    """0 runs everything in this one."""
     output: Path | None = None
     """Where results go; results/adaptive_particle_filter/<preset> by default."""
 
@@ -143,11 +144,7 @@ def main(options: Options) -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     rows = options.rows
     outcomes: dict[int, Outcome] = {}
-    spawn = multiprocessing.get_context("spawn")
-    with (
-        ProcessPoolExecutor(options.processes, mp_context=spawn) as pool,
-        Progress(console=console) as progress,
-    ):
+    with executor(options.processes) as pool, Progress(console=console) as progress:
         bar = progress.add_task("filters", total=len(rows))
         # The largest first, so that no process is left with one at the end.
         order = sorted(range(len(rows)), key=lambda index: -rows[index].num_particles)

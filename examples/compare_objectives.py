@@ -60,10 +60,13 @@ class Preset:
     num_seeds: int
     num_particles: int
     num_reference_draws: int
+    num_warmup: int = 500
 
 
 PRESETS = {
-    "quick": Preset(num_steps=60, num_seeds=1, num_particles=16, num_reference_draws=200),
+    "quick": Preset(
+        num_steps=60, num_seeds=1, num_particles=16, num_reference_draws=100, num_warmup=150
+    ),
     "laptop": Preset(num_steps=800, num_seeds=3, num_particles=64, num_reference_draws=2000),
     "gpu": Preset(num_steps=4000, num_seeds=5, num_particles=1024, num_reference_draws=5000),
 }
@@ -81,12 +84,14 @@ class Options:
     output: Path | None = None
     """Where results go; results/compare_objectives/<preset> by default."""
 
-    @property
-    def objectives(self) -> dict[str, Any]:
-        """The rows asked for."""
+    def __post_init__(self) -> None:
         unknown = sorted(set(self.divergence) - set(OBJECTIVES))
         if unknown:
             raise ValueError(f"divergence must be among {list(OBJECTIVES)}, got {unknown}.")
+
+    @property
+    def objectives(self) -> dict[str, Any]:
+        """The rows asked for."""
         return {name: OBJECTIVES[name] for name in self.divergence or OBJECTIVES}
 
     @property
@@ -103,10 +108,11 @@ def sample_reference(options: Options) -> dict[str, np.ndarray]:
     from bayesdiv.models.logistic_numpyro import hierarchical_logistic
 
     data = load_breast_cancer()
+    preset = PRESETS[options.preset]
     mcmc = MCMC(
         NUTS(hierarchical_logistic),
-        num_warmup=500,
-        num_samples=PRESETS[options.preset].num_reference_draws,
+        num_warmup=preset.num_warmup,
+        num_samples=preset.num_reference_draws,
         num_chains=4,
         chain_method="vectorized",
         progress_bar=False,

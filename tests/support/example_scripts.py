@@ -1,11 +1,13 @@
 """Examples run as a user starts them."""
 
+import importlib
 import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,3 +32,14 @@ def example(name: str, preset: str = "quick") -> Callable[..., subprocess.Comple
         )
 
     return run
+
+
+def options_of(name: str) -> Any:
+    """A script's ``Options``, in this process: refusing needs none of its own."""
+    folder = str(ROOT / "examples")
+    # Scripts import their neighbours as a process that is started on them does.
+    sys.path.insert(0, folder)
+    try:
+        return importlib.import_module(name).Options
+    finally:
+        sys.path.remove(folder)
