@@ -253,7 +253,7 @@ def test_warm_start_goes_on_from_the_last_kernel():
     assert warm_report["kl_trace"][0] < 0.5 * fresh_report["kl_trace"][0]
 
 
-@pytest.mark.parametrize("rule", ["kl", "ess"])
+@pytest.mark.parametrize("rule", ["kl", pytest.param("ess", marks=pytest.mark.slow)])
 def test_when_to_adapt(rule):
     """At a sharp observation, and not at one that says nothing."""
     proposal = AdaptiveProposal(num_experts=1, adapt_when=rule, num_iterations=3)

@@ -74,9 +74,17 @@ def select(backend, objective, *, log_variance=0.0, **settings):
     )
 
 
-GOLDEN = [(backend, name) for backend in HOSTS for name in list_divergences("two_sample")]
-GOLDEN += [("torch", name) for name in F_MEMBERS]
-GOLDEN += [("jax", name) for name in ("reverse_kl", "jensen_shannon")]
+GOLDEN = [("torch", name) for name in (*list_divergences("two_sample"), *F_MEMBERS)]
+# The other routine with one of each kind: without state, with learnt slices, with a critic.
+GOLDEN += [
+    ("jax", name)
+    for name in ("energy_distance", "distributional_sliced_wasserstein", "jensen_shannon")
+]
+GOLDEN += [
+    pytest.param("jax", name, marks=pytest.mark.slow)
+    for name in (*list_divergences("two_sample"), "reverse_kl")
+    if ("jax", name) not in GOLDEN
+]
 
 
 @pytest.mark.parametrize(("backend", "name"), GOLDEN)
