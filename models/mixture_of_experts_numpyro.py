@@ -54,16 +54,14 @@ def mixture_of_experts(
 
     Examples
     --------
+    Draws of the prior; ``SVI`` and ``MCMC`` take the model as they take any.
+
     >>> from functools import partial
-    >>> from numpyro.infer import SVI
-    >>> from numpyro.infer.autoguide import AutoNormal
-    >>> from bayesdiv.numpyro import objective
-    >>> model = partial(mixture_of_experts, num_experts=3)
-    >>> optimiser = numpyro.optim.Adam(0.01)
-    >>> svi = SVI(model, AutoNormal(model), optimiser, objective("reverse_kl"))
+    >>> from numpyro.infer import Predictive
+    >>> prior = Predictive(partial(mixture_of_experts, num_experts=3), num_samples=5)
     >>> x = jnp.linspace(-1.0, 1.0, 40)[:, None]
-    >>> svi.run(jax.random.key(0), 5, x, jnp.abs(x[:, 0]), progress_bar=False).losses.shape
-    (5,)
+    >>> prior(jax.random.key(0), x)["outcome"].shape
+    (5, 40)
     """
     if predictors.ndim != 2:
         raise ValueError(f"predictors must be (n, dim), got shape {tuple(predictors.shape)}.")
