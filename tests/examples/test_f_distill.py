@@ -5,7 +5,7 @@ import json
 import arviz
 import numpy as np
 import pytest
-from example_scripts import example
+from example_scripts import example, options_of
 
 run = example("f_distill")
 DIVERGENCES = ("reverse_kl", "forward_kl")
@@ -82,11 +82,16 @@ def test_figures_are_drawn(folder, figure):
     assert (folder / f"{figure}.png").stat().st_size > 1000
 
 
-def test_unknown_group_is_named():
-    finished = run("--groups", "cats")
-    assert finished.returncode != 0
-    assert "cats" in finished.stderr
-    assert "long_tailed" in finished.stderr
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"groups": ("cats",)}, "groups must be among .*long_tailed.*, got .*cats"),
+        ({"divergence": ("kullback",)}, "divergence must be among .*jensen_shannon.*, got .*kull"),
+    ],
+)
+def test_unknown_names_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        options_of("f_distill")(**settings)
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import json
 import arviz
 import numpy as np
 import pytest
-from example_scripts import example
+from example_scripts import example, options_of
 from scipy.io import wavfile
 
 from bayesdiv.data import VoiceSettings, simulate_voices
@@ -93,6 +93,19 @@ def test_egg_is_written_as_sound(folder):
 @pytest.mark.parametrize("figure", ["clean_waveform", "timing"])
 def test_figures_are_drawn(folder, figure):
     assert (folder / f"{figure}.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"conditions": ("loud",)}, "conditions must be among .*shift.*, got .*loud"),
+        # It has no path gradient, and no critic could serve it.
+        ({"divergence": ("total_variation",)}, "divergence must be among .*mmd.*, got .*total"),
+    ],
+)
+def test_unknown_names_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        options_of("speech_to_egg")(**settings)
 
 
 @pytest.mark.slow
