@@ -131,7 +131,7 @@ def test_classifier_features_order_images_by_likeness():
 def test_two_classes_have_one_column():
     rows = np.random.default_rng(0).normal(size=(200, 3))
     labels = np.where(rows[:, 0] > 0.0, 7, 2)
-    features = train_classifier_features(rows, labels, num_features=8, max_passes=60)
+    features = train_classifier_features(rows, labels, num_features=8, max_passes=600)
     assert features.output_weight.shape == (8, 1)
     assert (features.classify(rows) == labels).mean() == features.accuracy > 0.9
 
