@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from example_options import check_names
+
 # Read when JAX starts: one thread each, so that CPU seconds are comparable.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 
@@ -76,10 +78,7 @@ class Options:
             raise ValueError("divergence must name at least one f-divergence.")
         for name in self.divergence:
             AdaptiveProposal(divergence=name)
-        known = PRESETS["laptop"].cases
-        unknown = sorted(set(self.cases) - set(known))
-        if unknown:
-            raise ValueError(f"cases must be among {list(known)}, got {unknown}.")
+        check_names("cases", self.cases, PRESETS["laptop"].cases)
 
     @property
     def work(self) -> Preset:

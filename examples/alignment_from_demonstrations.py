@@ -32,6 +32,7 @@ from alignment_experiment import (
     Preset,
 )
 from alignment_report import report
+from example_options import check_names, choose_device
 from names_problem import load_base
 from processes import cpu_seconds, executor
 from rich.console import Console
@@ -66,9 +67,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, allowed in (("divergence", list_divergences("f")), ("variants", VARIANTS)):
-            unknown = sorted(set(getattr(self, name)) - set(allowed))
-            if unknown:
-                raise ValueError(f"{name} must be among {list(allowed)}, got {unknown}.")
+            check_names(name, getattr(self, name), allowed)
 
     @property
     def work(self) -> Preset:
@@ -85,9 +84,7 @@ class Options:
     @property
     def torch_device(self) -> str:
         """The device, chosen."""
-        if self.device != "auto":
-            return self.device
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return choose_device(self.device)
 
     @property
     def base_folder(self) -> Path | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from example_options import choose_device
 
 from bayesdiv.data import ImageSplit, load_digits, load_faces, load_mnist, split_images
 from bayesdiv.diagnostics import (
@@ -110,8 +111,7 @@ class Experiment:
             seed=seed,
         )
         check_disjoint(split.tuning.pixels, split.training.pixels)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = choose_device(device)
         self.tuning, self.training, self.test = (
             torch.tensor(part.pixels, device=device) for part in split
         )

@@ -25,6 +25,7 @@ import torch
 import tyro
 from autoencoder_experiment import NUM_SHOWN, PRESETS, Experiment, Preset
 from autoencoder_report import Outcome, report
+from example_options import check_names
 from pyro.infer import MCMC, SVI
 from pyro.infer.autoguide.initialization import init_to_sample
 from rich.console import Console
@@ -94,9 +95,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, allowed in (("divergence", DIVERGENCES), ("rows", FIXED)):
-            unknown = sorted(set(getattr(self, name)) - set(allowed))
-            if unknown:
-                raise ValueError(f"{name} must be among {list(allowed)}, got {unknown}.")
+            check_names(name, getattr(self, name), allowed)
 
     @property
     def work(self) -> Preset:

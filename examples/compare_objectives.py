@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 import tyro
+from example_options import check_names, choose_device
 from rich.console import Console
 
 from bayesdiv.data import load_breast_cancer
@@ -85,9 +86,7 @@ class Options:
     """Where results go; results/compare_objectives/<preset> by default."""
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.divergence) - set(OBJECTIVES))
-        if unknown:
-            raise ValueError(f"divergence must be among {list(OBJECTIVES)}, got {unknown}.")
+        check_names("divergence", self.divergence, list(OBJECTIVES))
 
     @property
     def objectives(self) -> dict[str, Any]:
@@ -131,10 +130,7 @@ def compare_in_pyro(options: Options, reference: dict[str, np.ndarray]) -> Compa
 
     torch.set_num_threads(1)
     data = load_breast_cancer()
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    with torch.device(device):
+    with torch.device(choose_device(options.device)):
         return _compare(
             hierarchical_logistic,
             AutoNormal,

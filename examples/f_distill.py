@@ -21,6 +21,7 @@ import tyro
 from distillation_experiment import IMAGE_GROUPS, PRESETS, Images, Outcome, Preset
 from distillation_mixtures import MIXTURE_GROUPS, run_mixture
 from distillation_report import report
+from example_options import check_names, choose_device
 from processes import cpu_seconds, executor
 from rich.console import Console
 from rich.progress import Progress
@@ -61,9 +62,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, allowed in (("divergence", list_divergences("f")), ("groups", GROUPS)):
-            unknown = sorted(set(getattr(self, name)) - set(allowed))
-            if unknown:
-                raise ValueError(f"{name} must be among {list(allowed)}, got {unknown}.")
+            check_names(name, getattr(self, name), allowed)
 
     @property
     def work(self) -> Preset:
@@ -80,9 +79,7 @@ class Options:
     @property
     def hardware(self) -> str:
         """cpu or cuda."""
-        if self.device == "auto":
-            return "cuda" if torch.cuda.is_available() else "cpu"
-        return self.device
+        return choose_device(self.device)
 
     def images(self, group: str) -> Images:
         """A data set and its teacher."""

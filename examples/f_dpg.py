@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
 import tyro
+from example_options import check_names, choose_device
 from f_dpg_experiment import (
     PRESETS,
     Outcome,
@@ -59,9 +59,7 @@ class Options:
     def __post_init__(self) -> None:
         known = {"divergence": list_divergences("f"), "targets": list(PRESETS[self.preset].steps)}
         for name, allowed in known.items():
-            unknown = sorted(set(getattr(self, name)) - set(allowed))
-            if unknown:
-                raise ValueError(f"{name} must be among {allowed}, got {unknown}.")
+            check_names(name, getattr(self, name), allowed)
 
     @property
     def work(self) -> Preset:
@@ -73,9 +71,7 @@ class Options:
     @property
     def place(self) -> str:
         """The device."""
-        if self.device != "auto":
-            return self.device
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return choose_device(self.device)
 
     @property
     def folder(self) -> Path:

@@ -19,6 +19,7 @@ from typing import Literal
 
 import torch
 import tyro
+from example_options import check_names, choose_device
 from imitation_experiment import GROUPS, PRESETS, Experiment, Outcome, Preset, rows_of
 from imitation_report import report
 from names_problem import load_base
@@ -57,9 +58,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, allowed in (("divergence", list_divergences("f")), ("groups", GROUPS)):
-            unknown = sorted(set(getattr(self, name)) - set(allowed))
-            if unknown:
-                raise ValueError(f"{name} must be among {list(allowed)}, got {unknown}.")
+            check_names(name, getattr(self, name), allowed)
 
     @property
     def work(self) -> Preset:
@@ -80,9 +79,7 @@ class Options:
 
     def experiment(self, seed: int) -> Experiment:
         """Expert, demonstrations and student of one seed."""
-        device = self.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = choose_device(self.device)
         return Experiment(self.work, seed, device=device, base_folder=self.base_folder)
 
 

@@ -40,6 +40,7 @@ from speech_egg_problem import (
 )
 
 from bayesdiv.data.voice import Utterance
+from bayesdiv.diagnostics.epochs import timing_errors
 from bayesdiv.divergences import SlicedWasserstein
 from bayesdiv.inference.adversarial import (
     AdversarialInference,
@@ -289,14 +290,13 @@ class Experiment:
 
     def _errors(self, drawn: Sequence[Scored]) -> np.ndarray:
         """Of each closure that has a reference within half a short period, in milliseconds."""
-        found = []
-        for each, own in zip(self.corpus.test, drawn, strict=True):
-            reference = closures_of(each.egg)
-            if len(reference) and len(own.closures):
-                gaps = own.closures[:, None] - reference
-                nearest = np.take_along_axis(gaps, np.abs(gaps).argmin(1)[:, None], 1)[:, 0]
-                found.append(nearest[np.abs(nearest) <= REACH])
-        return np.concatenate(found) * 1000.0 / RATE if found else np.empty(0)
+        errors = np.concatenate(
+            [
+                timing_errors(own.closures, closures_of(each.egg), reach=REACH)
+                for each, own in zip(self.corpus.test, drawn, strict=True)
+            ]
+        )
+        return errors[np.isfinite(errors)] * 1000.0 / RATE
 
     def _windows(
         self, network: SpeechToEGG, noises: Sequence[torch.Tensor | None]

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import tyro
+from example_options import check_names, choose_device
 from processes import cpu_seconds, executor
 from rich.console import Console
 from rich.progress import Progress
@@ -74,9 +75,7 @@ class Options:
     def __post_init__(self) -> None:
         known = [name for name in list_divergences() if is_learnable(name)]
         for name, allowed in (("divergence", known), ("conditions", list(CONDITIONS))):
-            unknown = sorted(set(getattr(self, name)) - set(allowed))
-            if unknown:
-                raise ValueError(f"{name} must be among {allowed}, got {unknown}.")
+            check_names(name, getattr(self, name), allowed)
 
     @property
     def work(self) -> Preset:
@@ -93,9 +92,7 @@ class Options:
     @property
     def hardware(self) -> str:
         """cpu or cuda."""
-        if self.device == "auto":
-            return "cuda" if torch.cuda.is_available() else "cpu"
-        return self.device
+        return choose_device(self.device)
 
 
 def run(

@@ -68,6 +68,31 @@ def instant_spread(instants: Any, drawn: Sequence[Any], *, reach: float) -> Inst
     return InstantSpread(deviation, counts / len(drawn))
 
 
+def timing_errors(instants: Any, reference: Any, *, reach: float) -> np.ndarray:
+    """Instant less the nearest reference, in samples, ``(n,)``; NaN where none is within ``reach``.
+
+    Parameters
+    ----------
+    instants, reference
+        ``(n,)`` and ``(m,)``, in samples.
+    reach
+        In samples.
+
+    Raises
+    ------
+    ValueError
+        If ``reach`` is not positive, or instants are not finite and increasing.
+    """
+    center, truth = (
+        checked_instants(name, values)
+        for name, values in (("instants", instants), ("reference", reference))
+    )
+    if not reach > 0.0:
+        raise ValueError(f"reach must be a positive number of samples, got {reach!r}.")
+    # The gap is from the instant to the reference.
+    return -_nearest_gap(center, truth, reach)
+
+
 class TimingCalibration(NamedTuple):
     """Whether standard deviations of instants say how wrong the instants are.
 
@@ -118,20 +143,14 @@ def timing_calibration(
     RuntimeWarning
         If fewer than two instants are left; the numbers are then NaN.
     """
-    center, truth = (
-        checked_instants(name, values)
-        for name, values in (("instants", instants), ("reference", reference))
-    )
+    error = timing_errors(instants, reference, reach=reach)
+    center = np.asarray(instants, dtype=np.float64)
     deviation = np.asarray(standard_deviation, dtype=np.float64)
     if deviation.shape != center.shape:
         raise ValueError(
             f"standard_deviation must have one entry an instant, shape {center.shape}, got "
             f"{deviation.shape}."
         )
-    if not reach > 0.0:
-        raise ValueError(f"reach must be a positive number of samples, got {reach!r}.")
-    # The gap is from the instant to the reference.
-    error = -_nearest_gap(center, truth, reach)
     keep = np.isfinite(error) & (deviation > 0.0)
     error, deviation = error[keep], deviation[keep]
     if len(error) < 2:

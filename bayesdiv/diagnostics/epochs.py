@@ -35,6 +35,7 @@ from bayesdiv.diagnostics._epoch_uncertainty import (
     TimingCalibration,
     instant_spread,
     timing_calibration,
+    timing_errors,
 )
 from bayesdiv.diagnostics._epoch_zero_frequency import (
     ZeroFrequencyEpochs,
@@ -57,6 +58,7 @@ __all__ = [
     "instant_spread",
     "mean_pitch_period",
     "timing_calibration",
+    "timing_errors",
     "voiced_mask",
     "zero_frequency_epochs",
 ]

@@ -3,7 +3,11 @@
 import numpy as np
 import pytest
 
-from bayesdiv.diagnostics._epoch_uncertainty import instant_spread, timing_calibration
+from bayesdiv.diagnostics._epoch_uncertainty import (
+    instant_spread,
+    timing_calibration,
+    timing_errors,
+)
 
 CYCLES = 100.0 * np.arange(1.0, 2001.0)
 
@@ -35,6 +39,15 @@ def test_instants_that_draws_lack_are_counted():
     assert np.isfinite(found.standard_deviation[5])
     nothing = instant_spread(CYCLES, [np.array([])] * 3, reach=30.0)
     assert np.isnan(nothing.standard_deviation).all()
+
+
+def test_errors_are_to_the_nearest_reference_within_reach():
+    reference = CYCLES[[0, 2, 3]]
+    found = timing_errors(CYCLES[:4] + [1.0, 2.0, -3.0, 0.5], reference, reach=40.0)
+    np.testing.assert_allclose(found, [1.0, np.nan, -3.0, 0.5])
+    assert np.isnan(timing_errors(CYCLES[:4], [], reach=40.0)).all()
+    with pytest.raises(ValueError, match="reach must be a positive"):
+        timing_errors(CYCLES, CYCLES, reach=0.0)
 
 
 def test_right_deviations_are_calibrated_and_others_are_not():
